@@ -1,0 +1,122 @@
+"""Every error this project raises on purpose.
+
+A class carries the HTTP status and the stable code that a client may rely on; `server` maps them to answers in
+one place. Statuses follow TensorFlow Serving's table of gRPC codes to HTTP. Nothing here knows HTTP libraries.
+"""
+
+from __future__ import annotations
+
+
+class PredictorError(Exception):
+    """The family. `str(error)` is written for the caller: no class names, no paths of ours, no prompts."""
+
+    status: int = 500
+    code: str = "internal"
+    retry_after_s: int | None = None
+
+
+class InvalidRequest(PredictorError):  # noqa: N818 - named for what the client did, as STYLE asks
+    """The request breaks the contract. `param` is the field to blame, as the client wrote it."""
+
+    status = 400
+    code = "invalid_argument"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Forbidden(PredictorError):  # noqa: N818
+    """Exists, but this server does not offer it to callers."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class NotFound(PredictorError):  # noqa: N818
+    """No such model or route."""
+
+    status = 404
+    code = "not_found"
+
+
+class TooLarge(PredictorError):  # noqa: N818
+    """The body is over the limit of bytes."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(PredictorError):  # noqa: N818
+    """The body is in a format this server does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class QueueFull(PredictorError):  # noqa: N818
+    """The waiting queue is at its limit; the client should come back."""
+
+    status = 429
+    code = "resource_exhausted"
+    retry_after_s = 1
+
+
+class Cancelled(PredictorError):  # noqa: N818
+    """The client went away. Nobody reads this answer; the status keeps the books right."""
+
+    status = 499
+    code = "cancelled"
+
+
+class EngineFailed(PredictorError):  # noqa: N818
+    """A fault of ours while generating. The details are in the log, never in the answer."""
+
+    status = 500
+    code = "internal"
+
+
+class Unimplemented(PredictorError):  # noqa: N818
+    """Part of the protocol that this server does not serve."""
+
+    status = 501
+    code = "unimplemented"
+
+
+class NotReady(PredictorError):  # noqa: N818
+    """Loading, or shutting down."""
+
+    status = 503
+    code = "unavailable"
+    retry_after_s = 5
+
+
+class DeadlineExceeded(PredictorError):  # noqa: N818
+    """The request ran out of its own time."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ConfigurationError(PredictorError):
+    """A flag, a variable or a combination of them that cannot work. Raised before anything is served."""
+
+    code = "configuration"
+
+
+class CheckpointError(PredictorError):
+    """A checkpoint that cannot be loaded: missing file, wrong shape, code inside, another architecture."""
+
+    code = "checkpoint"
+
+
+class NotEnoughMemory(CheckpointError):  # noqa: N818
+    """The model does not fit; the message says how much it needs and how much there is."""
+
+    code = "not_enough_memory"
+
+
+class LoadCancelled(PredictorError):  # noqa: N818
+    """The server was told to stop while it was loading."""
+
+    code = "load_cancelled"
