@@ -15,7 +15,7 @@ class PredictorError(Exception):
     retry_after_s: int | None = None
 
 
-class InvalidRequest(PredictorError):  # noqa: N818 - named for what the client did, as STYLE asks
+class InvalidRequest(PredictorError):
     """The request breaks the contract. `param` is the field to blame, as the client wrote it."""
 
     status = 400
@@ -26,35 +26,35 @@ class InvalidRequest(PredictorError):  # noqa: N818 - named for what the client 
         self.param = param
 
 
-class Forbidden(PredictorError):  # noqa: N818
+class Forbidden(PredictorError):
     """Exists, but this server does not offer it to callers."""
 
     status = 403
     code = "permission_denied"
 
 
-class NotFound(PredictorError):  # noqa: N818
+class NotFound(PredictorError):
     """No such model or route."""
 
     status = 404
     code = "not_found"
 
 
-class TooLarge(PredictorError):  # noqa: N818
+class TooLarge(PredictorError):
     """The body is over the limit of bytes."""
 
     status = 413
     code = "too_large"
 
 
-class UnsupportedMediaType(PredictorError):  # noqa: N818
+class UnsupportedMediaType(PredictorError):
     """The body is in a format this server does not read."""
 
     status = 415
     code = "unsupported_media_type"
 
 
-class QueueFull(PredictorError):  # noqa: N818
+class QueueFull(PredictorError):
     """The waiting queue is at its limit; the client should come back."""
 
     status = 429
@@ -62,28 +62,28 @@ class QueueFull(PredictorError):  # noqa: N818
     retry_after_s = 1
 
 
-class Cancelled(PredictorError):  # noqa: N818
+class Cancelled(PredictorError):
     """The client went away. Nobody reads this answer; the status keeps the books right."""
 
     status = 499
     code = "cancelled"
 
 
-class EngineFailed(PredictorError):  # noqa: N818
+class EngineFailed(PredictorError):
     """A fault of ours while generating. The details are in the log, never in the answer."""
 
     status = 500
     code = "internal"
 
 
-class Unimplemented(PredictorError):  # noqa: N818
+class Unimplemented(PredictorError):
     """Part of the protocol that this server does not serve."""
 
     status = 501
     code = "unimplemented"
 
 
-class NotReady(PredictorError):  # noqa: N818
+class NotReady(PredictorError):
     """Loading, or shutting down."""
 
     status = 503
@@ -91,7 +91,7 @@ class NotReady(PredictorError):  # noqa: N818
     retry_after_s = 5
 
 
-class DeadlineExceeded(PredictorError):  # noqa: N818
+class DeadlineExceeded(PredictorError):
     """The request ran out of its own time."""
 
     status = 504
@@ -110,13 +110,13 @@ class CheckpointError(PredictorError):
     code = "checkpoint"
 
 
-class NotEnoughMemory(CheckpointError):  # noqa: N818
+class NotEnoughMemory(CheckpointError):
     """The model does not fit; the message says how much it needs and how much there is."""
 
     code = "not_enough_memory"
 
 
-class LoadCancelled(PredictorError):  # noqa: N818
+class LoadCancelled(PredictorError):
     """The server was told to stop while it was loading."""
 
     code = "load_cancelled"
