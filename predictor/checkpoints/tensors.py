@@ -1,0 +1,145 @@
+"""Named tensors out of a checkpoint's files, one at a time: safetensors, or pickles without code."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from predictor.errors import CheckpointError
+
+# Names a file may put before GPT-2's own (the language-model class, and wrappers around it).
+_PREFIXES = ("", "transformer.", "model.transformer.", "module.transformer.")
+
+
+class _File(Protocol):
+    def names(self) -> list[str]: ...
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class _Safetensors:
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        try:
+            self._handle: Any = stack.enter_context(safe_open(path, framework="pt"))
+        except SafetensorError as error:
+            raise CheckpointError(f"{path.name} is damaged or not a safetensors file: {error}") from error
+
+    def names(self) -> list[str]:
+        return list(self._handle.keys())
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._handle.get_tensor(name)
+        return tensor
+
+
+class _Pickle:
+    def __init__(self, path: Path) -> None:
+        try:
+            with open(path, "rb") as file:
+                # Only the zip format of torch >= 1.6 can be mapped; the older one is read whole.
+                is_zip = file.read(2) == b"PK"
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path.name} holds more than tensors (a pickle with code) and is refused; "
+                "ask its author for safetensors"
+            ) from error
+        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from error
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"{path.name} is no dictionary of tensors")
+        self._tensors: dict[str, Tensor] = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+class TensorFiles:
+    """All tensors of a checkpoint folder by name. A context manager: it holds the files open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._owner: dict[str, _File] = {}
+        for path in _weight_files(folder):
+            file = _Safetensors(path, self._stack) if path.suffix == ".safetensors" else _Pickle(path)
+            for name in file.names():
+                self._owner[name] = file
+        self._last: Tensor | None = None
+
+    def __enter__(self) -> TensorFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._last = None
+        self._stack.close()
+
+    def fetch(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `name` of `shape`, on CPU, in the file's dtype; a view of the file, valid until the next call."""
+        for prefix in _PREFIXES:
+            if prefix + name in self._owner:
+                break
+        else:
+            prefix = ""
+        if prefix + name not in self._owner:
+            raise CheckpointError(f"the checkpoint lacks the tensor {name}")
+        self._release_last()
+        tensor = self._owner[prefix + name].tensor(prefix + name)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{prefix + name} has shape {tuple(tensor.shape)}, and config.json makes it {shape}"
+            )
+        self._last = tensor
+        return tensor
+
+    def _release_last(self) -> None:
+        """Give the pages of the tensor read before back to the system, so that file and model do not add up."""
+        if self._last is not None:
+            _drop_pages(self._last)
+            self._last = None
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    """The files that hold the weights: an index's shards or one file; safetensors before pickles."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            yield folder / single
+            return
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{index.name} is not a valid index of shards") from error
+            for name in names:
+                # An index comes with the checkpoint: it may name files beside it and no others.
+                if Path(name).name != name or not (folder / name).is_file():
+                    raise CheckpointError(f"{index.name} names {name}, which is not in the folder")
+                yield folder / name
+            return
+    raise CheckpointError(
+        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or one of their .index.json"
+    )
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Tell Linux that a mapped tensor's pages are not needed; they would be read again from the file if touched."""
+    if sys.platform != "linux":
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_DONTNEED))
