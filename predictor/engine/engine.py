@@ -1,0 +1,47 @@
+"""The engine: schedule, run, commit. Synchronous; lives in one thread (worker.py)."""
+
+from __future__ import annotations
+
+from predictor.engine.load import Load
+from predictor.engine.runner import Forward, Runner
+from predictor.engine.scheduler import Scheduler
+from predictor.engine.sequence import Request, Sequence
+from predictor.errors import PredictorError
+
+
+class Engine:
+    def __init__(self, forward: Forward, *, max_running: int, chunk_tokens: int, step_tokens: int) -> None:
+        self._runner = Runner(forward)
+        self._scheduler = Scheduler(forward.slots, max_running, chunk_tokens, step_tokens)
+        self._slots = forward.slots
+
+    def add(self, request: Request) -> None:
+        self._scheduler.add(request)
+
+    def end(self, sequence: Sequence, error: PredictorError | None = None) -> None:
+        self._scheduler.end(sequence, error)
+
+    def step(self) -> bool:
+        """Run one step; false when there was nothing to do."""
+        batch = self._scheduler.schedule()
+        if not batch:
+            return False
+        self._scheduler.commit(batch, self._runner.run(batch))
+        return True
+
+    def end_all(self, error: PredictorError) -> None:
+        """End every sequence with `error`."""
+        while sequences := self._scheduler.sequences:
+            for sequence in sequences:
+                self.end(sequence, error)
+
+    @property
+    def load(self) -> Load:
+        scheduler, slots = self._scheduler, self._slots
+        return Load(
+            running_requests=scheduler.running_requests,
+            waiting_requests=scheduler.waiting_requests,
+            free_seats=scheduler.free_seats,
+            used_slots=slots.used,
+            slots=slots.slots,
+        )

@@ -1,0 +1,16 @@
+"""How busy an engine is, for gauges and for admission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0  # nothing of them has started
+    free_seats: int = 0  # sequences that could start now, KV memory allowing
+    used_slots: int = 0
+    slots: int = 0

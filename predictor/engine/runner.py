@@ -1,0 +1,93 @@
+"""Runs a batch: rows into tensors, the forward pass, the sampler."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from predictor.engine.cache import SlotAllocator
+from predictor.engine.sampler import Sampled, sample
+from predictor.engine.scheduler import Batch, PromptCopy
+from predictor.model.gpt2 import GPT2, Rows, Span
+
+
+class Forward(Protocol):
+    """The tensors behind an engine: ours below, transformers' in backends/transformers.py."""
+
+    slots: SlotAllocator
+
+    def copy_prompts(self, copies: list[PromptCopy]) -> None:
+        """Copy the keys and values of prompts to the ranges of their siblings."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Compute the batch's work; the logits [W, V] fp32 of the rows that sample, ours to change."""
+
+
+class Runner:
+    """One step on the device."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+
+    def run(self, batch: Batch) -> list[Sampled]:
+        """A sample for each of `batch.sampling`, in that order."""
+        with torch.inference_mode():
+            if batch.copies:
+                self._forward.copy_prompts(batch.copies)
+            logits = self._forward.logits(batch) if batch.work else None
+            stored = [_prompt_logits(sequence.request.prompt_logits) for sequence in batch.forks]
+            if logits is not None:
+                self._keep_prompt_logits(batch, logits)
+            parts = ([] if logits is None else [logits]) + stored
+            return sample(parts[0] if len(parts) == 1 else torch.cat(parts), batch.sampling)
+
+    def _keep_prompt_logits(self, batch: Batch, logits: Tensor) -> None:
+        """The siblings will sample their first token from the same logits as their leader."""
+        sampling = (work for work in batch.work if work.samples)
+        for row, work in zip(logits, sampling, strict=True):
+            request = work.sequence.request
+            if request.pending and request.prompt_logits is None:
+                request.prompt_logits = row.clone()
+
+
+def _prompt_logits(logits: Tensor | None) -> Tensor:
+    assert logits is not None, "a sibling was admitted before its prompt was computed"
+    return logits[None].clone()
+
+
+class GPT2Forward:
+    """Our model over its preallocated KV memory."""
+
+    def __init__(self, model: GPT2, slots: int) -> None:
+        self.slots = SlotAllocator(slots)
+        self._model = model
+        self._kv = model.new_kv(slots)
+
+    def copy_prompts(self, copies: list[PromptCopy]) -> None:
+        for copy in copies:
+            source = self._kv[:, :, copy.source : copy.source + copy.tokens]
+            self._kv[:, :, copy.target : copy.target + copy.tokens] = source
+
+    def logits(self, batch: Batch) -> Tensor:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        spans: list[Span] = []
+        wanted: list[int] = []
+        for work in batch.work:
+            assert work.sequence.slots is not None
+            first, count, base = work.first_position, len(work.token_ids), work.sequence.slots.first
+            spans.append(Span(len(token_ids), count, base, first + count))
+            token_ids += work.token_ids
+            positions += range(first, first + count)
+            slots += range(base + first, base + first + count)
+            if work.samples:
+                wanted.append(len(token_ids) - 1)
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=self._model.device)
+
+        rows = Rows(tensor(token_ids), tensor(positions), tensor(slots), spans, tensor(wanted))
+        return self._model.forward(rows, self._kv)

@@ -1,0 +1,211 @@
+"""Who runs in the next step. Pure Python: no tensors are touched here.
+
+Each step takes one row of every decoding sequence, then prefill chunks in order of arrival while rows are left.
+Chunks begin at multiples of the chunk size and are never cut shorter, so how a prompt is computed depends on the
+prompt alone. First come, first served: nobody overtakes a request that waits for KV memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from predictor.engine.cache import SlotAllocator
+from predictor.engine.params import FinishReason, Token
+from predictor.engine.sampler import Sampled
+from predictor.engine.sequence import Request, Sequence
+from predictor.errors import EngineFailed, PredictorError
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Consecutive positions of one sequence to compute in this step."""
+
+    sequence: Sequence
+    first_position: int
+    token_ids: list[int]
+    samples: bool  # whether the last row's logits are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCopy:
+    """Keys and values of a prompt to copy for a sibling, before anything is computed."""
+
+    source: int
+    target: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step: copies first, then the rows of `work`; `forks` sample from their request's stored logits."""
+
+    copies: list[PromptCopy] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    forks: list[Sequence] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.work or self.forks)
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences that get a token, in the order of the runner's answer."""
+        return [work.sequence for work in self.work if work.samples] + self.forks
+
+
+class Scheduler:
+    """Waiting and running sequences, and the slots they own."""
+
+    def __init__(self, slots: SlotAllocator, max_running: int, chunk_tokens: int, step_tokens: int) -> None:
+        """`chunk_tokens`: prompt tokens computed at a time; `step_tokens`: rows of a step, if one chunk allows."""
+        self._slots = slots
+        self._max_running = max_running
+        self._chunk_tokens = chunk_tokens
+        self._step_tokens = step_tokens
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Everything alive, running first."""
+        return [*self._running, *self._waiting]
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests of which nothing has started."""
+        return sum(sequence.leads for sequence in self._waiting)
+
+    @property
+    def running_requests(self) -> int:
+        return len({id(sequence.request) for sequence in self._running})
+
+    @property
+    def free_seats(self) -> int:
+        return self._max_running - len(self._running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request: its first sequence now, the siblings once the prompt is computed."""
+        self._waiting.append(request.leader)
+
+    def schedule(self) -> Batch:
+        """Choose the next step's rows; empty when there is nothing to do."""
+        batch = Batch()
+        batch.work = [_decode(sequence) for sequence in self._running if not sequence.in_prefill]
+        self._prefill(batch)
+        return batch
+
+    def _prefill(self, batch: Batch) -> None:
+        rows = len(batch.work)
+        first = True
+        for sequence in [s for s in self._running if s.in_prefill]:
+            chunk = self._chunk(sequence)
+            if not first and rows + len(chunk.token_ids) > self._step_tokens:
+                return
+            batch.work.append(chunk)
+            rows, first = rows + len(chunk.token_ids), False
+        while self._waiting and len(self._running) < self._max_running:
+            sequence = self._waiting[0]
+            if sequence.leads:
+                chunk_rows = min(self._chunk_tokens, len(sequence.request.prompt_ids))
+                if not first and rows + chunk_rows > self._step_tokens:
+                    return
+                if not self._admit_leader(sequence):
+                    return
+                batch.work.append(self._chunk(sequence))
+                rows, first = rows + chunk_rows, False
+            else:
+                if not self._admit_sibling(sequence, batch):
+                    return
+                batch.forks.append(sequence)
+            self._running.append(self._waiting.popleft())
+
+    def _admit_leader(self, sequence: Sequence) -> bool:
+        sequence.slots = self._slots.allocate(sequence.request.slots_needed)
+        sequence.request.prompt_slots = sequence.slots
+        return sequence.slots is not None
+
+    def _admit_sibling(self, sequence: Sequence, batch: Batch) -> bool:
+        request = sequence.request
+        assert request.prompt_slots is not None
+        if request.prompt_slots_orphaned:
+            sequence.slots, request.prompt_slots_orphaned = request.prompt_slots, False
+        else:
+            sequence.slots = self._slots.allocate(request.slots_needed)
+            if sequence.slots is None:
+                return False
+            tokens = len(request.prompt_ids)
+            batch.copies.append(PromptCopy(request.prompt_slots.first, sequence.slots.first, tokens))
+        sequence.computed = len(request.prompt_ids)
+        request.pending.remove(sequence)
+        return True
+
+    def _chunk(self, sequence: Sequence) -> Work:
+        prompt, first = sequence.request.prompt_ids, sequence.computed
+        chunk = prompt[first : first + self._chunk_tokens]
+        return Work(sequence, first, chunk, samples=first + len(chunk) == len(prompt))
+
+    def commit(self, batch: Batch, sampled: list[Sampled]) -> None:
+        """Account for a step that ran: advance, deliver tokens, let go of what ended."""
+        for work in batch.work:
+            sequence = work.sequence
+            sequence.computed += len(work.token_ids)
+            if work.samples and sequence.leads and not sequence.output_ids:
+                # The prompt is computed: the siblings go first, before requests that came later.
+                self._waiting.extendleft(reversed(sequence.request.pending))
+        for sequence, sample in zip(batch.sampling, sampled, strict=True):
+            if sequence.done:
+                continue  # a sink closed its sibling in this very loop
+            self._deliver(sequence, sample)
+
+    def _deliver(self, sequence: Sequence, sample: Sampled) -> None:
+        if sample.token_id is None:
+            self.end(sequence, EngineFailed("the model produced no finite logits; the checkpoint may be damaged"))
+            return
+        params = sequence.request.params
+        sequence.output_ids.append(sample.token_id)
+        is_end = sample.token_id in params.end_tokens and not params.ignore_eos
+        reason: FinishReason | None = None
+        if is_end:
+            reason = "stop"
+        elif len(sequence.output_ids) >= params.max_new_tokens:
+            reason = "length"
+        token = Token(sample.token_id, sample.logprob, sample.top_logprobs, reason, is_end)
+        if reason is not None:
+            self.end(sequence)
+        sequence.sink(token)
+
+    def end(self, sequence: Sequence, error: PredictorError | None = None) -> None:
+        """Free a sequence, whatever its state; `error` is delivered to its sink. Ending twice does nothing."""
+        if sequence.done:
+            return
+        sequence.done = True
+        request = sequence.request
+        for queue in (self._running, self._waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+        if sequence in request.pending:
+            request.pending.remove(sequence)
+        elif sequence.in_prefill:
+            self._free(sequence)
+            if request.pending:  # somebody else has to compute the prompt
+                request.leader = request.pending.pop(0)
+                self._waiting.appendleft(request.leader)
+        elif sequence.slots == request.prompt_slots and request.pending:
+            request.prompt_slots_orphaned, sequence.slots = True, None
+        else:
+            self._free(sequence)
+        if request.prompt_slots_orphaned and not request.pending:
+            assert request.prompt_slots is not None
+            self._slots.free(request.prompt_slots)
+            request.prompt_slots_orphaned = False
+        if error is not None:
+            sequence.sink(error)
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.slots is not None:
+            self._slots.free(sequence.slots)
+            sequence.slots = None
+
+
+def _decode(sequence: Sequence) -> Work:
+    return Work(sequence, sequence.computed, [sequence.output_ids[-1]], samples=True)

@@ -1,0 +1,87 @@
+"""Metrics and logs. Prompts and completions never reach either."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LABELS = ["model_name"]
+
+REQUESTS_RUNNING = Gauge("predictor_requests_running", "requests of which a sequence is being generated", _LABELS)
+REQUESTS_WAITING = Gauge("predictor_requests_waiting", "requests of which nothing has started", _LABELS)
+KV_TOKENS_USED = Gauge("predictor_kv_tokens_used", "tokens of KV memory that sequences own", _LABELS)
+KV_TOKENS = Gauge("predictor_kv_tokens", "tokens the KV memory holds", _LABELS)
+REQUESTS = Counter("predictor_requests", "answered :predict requests", [*_LABELS, "code"])
+PROMPT_TOKENS = Counter("predictor_prompt_tokens", "tokens of prompts answered", _LABELS)
+COMPLETION_TOKENS = Counter("predictor_completion_tokens", "tokens generated in answers", _LABELS)
+REQUEST_SECONDS = Histogram(
+    "predictor_request_seconds",
+    "time of a :predict request, by model",
+    _LABELS,
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
+)
+
+
+def watch_load(model_name: str, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+    """Let the gauges ask for their values when they are scraped."""
+    REQUESTS_RUNNING.labels(model_name).set_function(running)
+    REQUESTS_WAITING.labels(model_name).set_function(waiting)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON object a line, with what `extra={"fields": {...}}` brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A log record as a line for people."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        fields = getattr(record, "fields", {})
+        return " ".join([line, *(f"{key}={value}" for key, value in fields.items())])
+
+
+def configure_logging(level: str, form: Literal["text", "json"]) -> None:
+    """One handler on stderr for us, uvicorn and KServe; access logs are ours (server/routes.py)."""
+    formatter = JsonFormatter if form == "json" else TextFormatter
+    loggers = {
+        "predictor": level.upper(),
+        "uvicorn": "INFO",
+        # A line per request, probes included, and a stack trace per client error: ours say it in one line.
+        "uvicorn.access": "CRITICAL",
+        "kserve": "WARNING",
+        "kserve.trace": "CRITICAL",
+    }
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"ours": {"()": formatter}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            "loggers": {
+                name: {"level": each, "propagate": False, "handlers": ["stderr"]} for name, each in loggers.items()
+            },
+        }
+    )

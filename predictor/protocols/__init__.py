@@ -1,0 +1,1 @@
+"""One module per wire format: dictionaries to our types and back. Pure functions: no FastAPI, no KServe, no torch."""

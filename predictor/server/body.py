@@ -1,0 +1,70 @@
+"""A request's body: which media types are read, how much, and what a disconnect means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from email.message import Message
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from predictor.errors import Cancelled, TooLarge, UnsupportedMediaType
+
+T = TypeVar("T")
+
+# curl -d sends form, simple clients send text/plain or nothing: all of them mean JSON.
+_READ_AS_JSON = ("application/json", "application/x-www-form-urlencoded", "text/plain")
+
+
+def check_media_type(request: Request) -> None:
+    """Raise `UnsupportedMediaType` for a body that is declared to be something else than JSON in UTF-8."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedMediaType(f"content-encoding {encoding[:60]} is not read; send the body as it is")
+    declared = request.headers.get("content-type", "").strip()
+    if not declared:
+        return
+    header = Message()
+    header["content-type"] = declared
+    media_type = declared.split(";", 1)[0].strip().lower()
+    if media_type not in _READ_AS_JSON and not (media_type.startswith("application/") and media_type.endswith("+json")):
+        raise UnsupportedMediaType(f"content-type {declared[:60]} is not read; send application/json")
+    charset = str(header.get_param("charset", "utf-8")).lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"charset {charset[:60]} is not read; JSON is UTF-8")
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body; raises `TooLarge` as soon as it is known to be over the limit."""
+    declared = request.headers.get("content-length", "0")
+    too_large = TooLarge(f"the body is larger than {limit_bytes} bytes, the limit of this server")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise too_large
+    return bytes(body)
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, cancelling it when the client goes away; then `Cancelled`. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the client went away")
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

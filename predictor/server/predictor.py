@@ -1,0 +1,167 @@
+"""The KServe custom predictor: load, preprocess, predict, postprocess, healthy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+import kserve
+
+from predictor.backends.base import Backend, BackendOptions, open_backend
+from predictor.checkpoints.source import resolve
+from predictor.errors import LoadCancelled, NotReady
+from predictor.observability import COMPLETION_TOKENS, KV_TOKENS, KV_TOKENS_USED, PROMPT_TOKENS, watch_load
+from predictor.protocols import v1
+from predictor.server.progress import LogProgress
+from predictor.settings import Settings
+from predictor.text.language_model import LanguageModel
+from predictor.text.request import Completion
+
+logger = logging.getLogger(__name__)
+
+Results = tuple[v1.Predict, list[list[Completion]]]
+
+# How long a stop waits for a load that cannot be interrupted (transformers and aitextgen load in one call).
+_ABANDON_LOAD_S = 2.0
+
+
+class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
+    """One model behind KServe's protocol. The port opens before it is loaded; until then it answers 503."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.model_name)
+        self.settings = settings
+        # KServe registers, at start, only what says it is ready; our honest answer is `healthy` (KSERVE.md, 6).
+        self.ready = True
+        self.engine = True
+        self._language_model: LanguageModel | None = None
+        self._stopping = threading.Event()
+        self._limits = v1.Limits(settings.max_instances, settings.timeout_s)
+
+    def start(self) -> None:
+        """KServe calls this before the event loop runs: nothing to do yet."""
+
+    async def start_engine(self) -> None:
+        """Load in a thread of its own while the server answers; raises what the load raised."""
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = loop.create_future()
+
+        def load() -> None:
+            try:
+                self.load()
+                outcome: BaseException | None = None
+            except BaseException as error:  # handed to the event loop, whatever it is
+                outcome = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, loaded, outcome)
+
+        # A daemon, so that a load which cannot be interrupted does not hold the process.
+        threading.Thread(target=load, name=f"load-{self.name}", daemon=True).start()
+        stopped = asyncio.create_task(self._wait_for_stop())
+        try:
+            await asyncio.wait({loaded, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not loaded.done():
+                await asyncio.wait({loaded}, timeout=_ABANDON_LOAD_S)
+            if loaded.done():
+                loaded.result()
+        except LoadCancelled:
+            logger.info("stopped while loading")
+        finally:
+            stopped.cancel()
+            loaded.cancel()
+
+    async def _wait_for_stop(self) -> None:
+        while not self._stopping.is_set():  # noqa: ASYNC110 - it is the loading thread's event, not the loop's
+            await asyncio.sleep(0.05)
+
+    def load(self) -> bool:
+        """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
+        settings = self.settings
+        folder = resolve(settings.model_source, settings.revision)
+        options = BackendOptions(
+            folder=folder,
+            dtype=settings.dtype,
+            device=settings.device,
+            kv_memory_mib=settings.kv_memory_mib,
+            max_running=settings.max_running,
+            prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            step_tokens=settings.step_tokens,
+            queue_limit=settings.queue_limit,
+            threads=settings.threads,
+        )
+        with LogProgress(f"loading {self.name}") as progress:
+            backend = open_backend(settings.backend, options, progress, self._stopping)
+        if self._stopping.is_set():
+            backend.stop()
+            raise LoadCancelled("told to stop while loading")
+        self._watch(backend)
+        self._language_model = LanguageModel(backend)
+        logger.info("%s is ready: %s, %s on %s", self.name, settings.backend, backend.dtype, backend.device)
+        return True
+
+    def _watch(self, backend: Backend) -> None:
+        watch_load(self.name, lambda: backend.load.running_requests, lambda: backend.load.waiting_requests)
+        KV_TOKENS.labels(self.name).set_function(lambda: backend.load.slots)
+        KV_TOKENS_USED.labels(self.name).set_function(lambda: backend.load.used_slots)
+
+    @property
+    def loading(self) -> bool:
+        return self._language_model is None and not self._stopping.is_set()
+
+    @property
+    def alive(self) -> bool:
+        """False when only a restart can help: the engine's thread is gone or stuck, or the device has failed."""
+        return self._language_model is None or self._language_model.backend.healthy
+
+    async def healthy(self) -> bool:
+        """Loaded, able to answer, and not shutting down."""
+        return self._language_model is not None and not self._stopping.is_set() and self.alive
+
+    def language_model(self) -> LanguageModel:
+        """The loaded model; raises `NotReady`."""
+        if self._stopping.is_set():
+            raise NotReady("the server is shutting down; send the request again")
+        if self._language_model is None:
+            raise NotReady(f"the model {self.name} is still loading; try again")
+        return self._language_model
+
+    async def preprocess(self, payload: Any, headers: dict[str, str] | None = None) -> v1.Predict:
+        """A JSON body into checked rows."""
+        return v1.parse(payload, self._limits)
+
+    async def predict(self, payload: v1.Predict, headers: dict[str, str] | None = None) -> Results:
+        """Generate every row; leaving early (an error, a disconnect) frees all of them."""
+        requests = [row.request for row in payload.rows]
+        completions = await self.language_model().generate(requests, self.settings.timeout_s)
+        return payload, completions
+
+    async def postprocess(self, result: Results, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """Completions into the answer's JSON."""
+        predict, rows = result
+        PROMPT_TOKENS.labels(self.name).inc(sum(completions[0].prompt_tokens for completions in rows))
+        COMPLETION_TOKENS.labels(self.name).inc(sum(each.completion_tokens for row in rows for each in row))
+        return v1.render(predict, rows)
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; what runs goes on."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """End what still runs, with an error that says so."""
+        self._stopping.set()
+        if self._language_model is not None:
+            self._language_model.backend.stop()
+
+    def stop_engine(self) -> None:
+        """KServe calls `stop` first; there is nothing more to end."""
+
+
+def _settle(future: asyncio.Future[None], outcome: BaseException | None) -> None:
+    if future.done():
+        return
+    if outcome is None:
+        future.set_result(None)
+    else:
+        future.set_exception(outcome)

@@ -1,0 +1,72 @@
+"""The process: KServe's model server with our routes, our host, and a shutdown that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import kserve
+from kserve.model_server import app
+
+from predictor.server.errors import add_error_handlers
+from predictor.server.middleware import Boundary
+from predictor.server.predictor import Predictor
+from predictor.server.routes import make_router
+from predictor.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Before the grace period ends, what still runs is answered with 503: the answers need a moment to leave.
+_LAST_WORDS_S = 2.0
+
+
+class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
+    """One HTTP port; gRPC stays off (its errors lose their codes)."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(
+            http_port=settings.port,
+            workers=1,  # more would pickle the model, and load it once each
+            enable_grpc=False,
+            enable_latency_logging=False,
+            grace_period=settings.grace_period_s,
+        )
+        self._settings = settings
+        app.include_router(make_router(self.registered_models, settings))
+        add_error_handlers(app)
+        app.add_middleware(Boundary)
+
+    async def _serve(self) -> None:
+        """KServe's gather, with a host, a drain, and a clean end when the model cannot be loaded."""
+        http = self._rest_server._server
+        http.config.host = self._settings.host  # KServe has no setting for it
+        logger.info("listening on http://%s:%d", self._settings.host, self._settings.port)
+        drain = asyncio.create_task(self._drain())
+        tasks = [asyncio.create_task(work) for work in self.servers]
+        try:
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failed = next((task.exception() for task in done if task.exception() is not None), None)
+            if failed is not None:
+                http.should_exit = True
+                await asyncio.wait(pending)
+                raise failed
+        finally:
+            drain.cancel()
+
+    async def _drain(self) -> None:
+        """Once a signal has arrived: refuse new work at once, end what is left just before the grace runs out."""
+        http = self._rest_server._server
+        while not http.should_exit:  # noqa: ASYNC110 - uvicorn sets a flag, in a signal handler
+            await asyncio.sleep(0.05)
+        models = [m for m in self.registered_models.get_models().values() if isinstance(m, Predictor)]
+        logger.info("stopping: running requests have %d s", self._settings.grace_period_s)
+        for model in models:
+            model.drain()
+        await asyncio.sleep(max(self._settings.grace_period_s - _LAST_WORDS_S, self._settings.grace_period_s / 2))
+        for model in models:
+            model.stop()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; raises `PredictorError` when the model cannot be loaded."""
+    Server(settings).start([Predictor(settings)])

@@ -1,0 +1,50 @@
+"""Banned strings, kept exactly: a token is banned where it would complete one.
+
+However the string is cut into tokens: the match is on bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+from predictor.text.vocabulary import Vocabulary
+
+
+class BannedStrings:
+    """An engine `TokenFilter`. The prompt's end counts: its letters may be the banned string's first half."""
+
+    def __init__(self, strings: Iterable[str], vocabulary: Vocabulary) -> None:
+        self._token_bytes = vocabulary.token_bytes
+        self._sorted = vocabulary.sorted_tokens
+        banned = {string.encode() for string in strings}
+        contains = re.compile(b"|".join(map(re.escape, banned)))
+        self._always = {token_id for token, token_id in self._sorted if contains.search(token)}
+        # What must not follow: after text that ends in `head`, no token may begin with the string's rest.
+        self._completions: dict[bytes, set[int]] = {}
+        for string in banned:
+            for cut in range(1, len(string)):
+                self._completions.setdefault(string[:cut], set()).update(self._beginning_with(string[cut:]))
+        self._longest = max(map(len, banned), default=0)
+
+    def _beginning_with(self, prefix: bytes) -> list[int]:
+        ids = []
+        for token, token_id in self._sorted[bisect_left(self._sorted, (prefix, -1)) :]:
+            if not token.startswith(prefix):
+                break
+            ids.append(token_id)
+        return ids
+
+    def banned_after(self, token_ids: Sequence[int]) -> list[int]:
+        """The ids that would complete a banned string after `token_ids`."""
+        tail = b""
+        for token_id in reversed(token_ids):
+            if len(tail) >= self._longest - 1:
+                break
+            if token_id < len(self._token_bytes):
+                tail = self._token_bytes[token_id] + tail
+        banned = set(self._always)
+        for length in range(1, min(self._longest - 1, len(tail)) + 1):
+            banned |= self._completions.get(tail[-length:], set())
+        return sorted(banned)

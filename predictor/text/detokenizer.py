@@ -1,0 +1,58 @@
+"""Token ids into text as they come. A character whose bytes are split over tokens waits until it is whole."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Protocol
+
+from predictor.text.vocabulary import Vocabulary
+
+
+class Detokenizer(Protocol):
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; often a word, sometimes nothing."""
+
+
+def new_detokenizer(vocabulary: Vocabulary) -> Detokenizer:
+    return _Bytes(vocabulary) if vocabulary.byte_level else _Window(vocabulary)
+
+
+class _Bytes:
+    """Byte-level BPE: tokens are bytes, and Python's incremental decoder knows which are whole characters.
+
+    Bytes that can be no character become U+FFFD, as in the tokenizer's own decode. A character that the end of the
+    completion cuts in two is left out.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._token_bytes = vocabulary.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        # A model may have more rows than its tokenizer has tokens (padding); those are no text.
+        return self._decoder.decode(self._token_bytes[token_id]) if token_id < len(self._token_bytes) else ""
+
+
+class _Window:
+    """Any other tokenizer: decode the last few tokens twice, with and without the newest; the difference is new.
+
+    The window begins at a token whose text is already out, so that spacing rules see a neighbour.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._tokenizer = vocabulary.tokenizer
+        self._window: list[int] = []
+        self._known = 0  # tokens of the window whose text is out
+
+    def push(self, token_id: int) -> str:
+        self._window.append(token_id)
+        before = self._decode(self._window[: self._known])
+        after = self._decode(self._window)
+        if after.endswith("�") or len(after) <= len(before):
+            return ""
+        self._window, self._known = self._window[self._known :], len(self._window) - self._known
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

@@ -1,0 +1,66 @@
+"""What goes into the language model and what comes out, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from predictor.engine.params import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class LogProb:
+    """A token, as an id and as a person reads it, with its log-probability."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """One prompt, checked as far as it can be without the model. Ranges: protocols/parameters.py."""
+
+    prompt: str
+    max_new_tokens: int | None = None  # None: 64, or what the context leaves
+    max_total_tokens: int | None = None  # prompt included; capped at the context (the older body's `length`)
+    min_new_tokens: int = 0
+    temperature: float = 0.7  # 0 = greedy
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int | None = None  # None: drawn at random, told in the completion
+    n: int = 1
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    timeout_s: float | None = None
+    name: str = "prompt"  # how the client would point at it: "instances[3]"
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of one completion. Concatenated texts are the completion; the last has a finish reason."""
+
+    text: str
+    token_id: int | None = None  # None where held-back text comes without a token of its own, and at an end token
+    logprob: LogProb | None = None
+    top_logprobs: tuple[LogProb, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished sample."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    logprobs: tuple[LogProb, ...] | None
+    top_logprobs: tuple[tuple[LogProb, ...], ...]

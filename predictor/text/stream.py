@@ -1,0 +1,102 @@
+"""One sample as text: tokens in, deltas out, cut at stop strings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from predictor.engine.params import SamplingParams, Token
+from predictor.engine.stream import TokenStream
+from predictor.errors import DeadlineExceeded
+from predictor.text.detokenizer import new_detokenizer
+from predictor.text.request import Completion, LogProb, TextDelta, TextRequest
+from predictor.text.stop import StopMatcher
+from predictor.text.vocabulary import Vocabulary
+
+
+class TextStream(AsyncIterator[TextDelta]):
+    """One sample as text. Ends after the delta with a finish reason; `aclose` ends it early and frees the sequence."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        tokens: TokenStream,
+        request: TextRequest,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        sample: int,
+    ) -> None:
+        self.prompt_tokens = len(prompt_ids)
+        self.seed = (params.seed + sample) % 2**64
+        self._vocabulary = vocabulary
+        self._tokens = tokens
+        self._params = params
+        self._detokenizer = new_detokenizer(vocabulary)
+        self._stop = StopMatcher(request.stop)
+        self._count = 0
+        self._ended = False
+
+    async def __anext__(self) -> TextDelta:
+        if self._ended:
+            raise StopAsyncIteration
+        token = await self._tokens.__anext__()
+        delta = self._delta(token)
+        if delta.finish_reason is not None:
+            await self.aclose()
+        return delta
+
+    async def aclose(self) -> None:
+        self._ended = True
+        await self._tokens.aclose()
+
+    def _delta(self, token: Token) -> TextDelta:
+        text, reason = "", token.finish_reason
+        if not token.is_end:
+            self._count += 1
+            text = self._detokenizer.push(token.id)
+            # "No end before min_new_tokens" holds for stop strings too: what comes earlier is not searched.
+            if self._count > self._params.min_new_tokens:
+                text = self._stop.push(text)
+        if self._stop.matched is not None:
+            reason = "stop"
+        elif reason is not None:
+            text += self._stop.flush()
+        if token.is_end:
+            return TextDelta(text, finish_reason=reason)
+        return TextDelta(text, token.id, self._logprob(token), self._alternatives(token), reason)
+
+    def _logprob(self, token: Token) -> LogProb | None:
+        if token.logprob is None:
+            return None
+        return LogProb(token.id, self._vocabulary.show(token.id), token.logprob)
+
+    def _alternatives(self, token: Token) -> tuple[LogProb, ...]:
+        return tuple(LogProb(i, self._vocabulary.show(i), logprob) for i, logprob in token.top_logprobs)
+
+    async def collect(self) -> Completion:
+        """The whole completion."""
+        deltas = [delta async for delta in self]
+        reason = deltas[-1].finish_reason
+        assert reason is not None
+        tokens = [delta for delta in deltas if delta.token_id is not None]
+        return Completion(
+            text="".join(delta.text for delta in deltas),
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=len(tokens),
+            seed=self.seed,
+            logprobs=None
+            if self._params.logprobs is None
+            else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
+            top_logprobs=tuple(delta.top_logprobs for delta in tokens),
+        )
+
+
+async def collect_within(stream: TextStream, timeout_s: float, name: str) -> Completion:
+    """`stream.collect()`, or `DeadlineExceeded` after `timeout_s`."""
+    try:
+        return await asyncio.wait_for(stream.collect(), timeout_s)
+    except asyncio.TimeoutError as error:
+        raise DeadlineExceeded(
+            f"{name} took longer than {timeout_s:g} s; ask for fewer tokens or a longer timeout_s"
+        ) from error

@@ -1,0 +1,70 @@
+"""What each token is, in bytes."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Vocabulary:
+    """A tokenizer seen as a table: id -> bytes of text. Special tokens are no text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.end_token: int | None = tokenizer.eos_token_id
+        self.byte_level = _is_byte_level(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens written in it count as one token, none are added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id stands for; empty for special tokens. Byte-level tokenizers only."""
+        byte_of = {character: value for value, character in _byte_alphabet().items()}
+        added = self.tokenizer.get_added_vocab()
+        table = [b""] * len(self.tokenizer)
+        for token, token_id in self.tokenizer.get_vocab().items():
+            if token_id in self.special_ids:
+                continue
+            in_alphabet = token not in added and all(character in byte_of for character in token)
+            table[token_id] = bytes(byte_of[c] for c in token) if in_alphabet else token.encode()
+        return table
+
+    @cached_property
+    def sorted_tokens(self) -> list[tuple[bytes, int]]:
+        """(bytes, id) of every token that is text, in order of bytes."""
+        return sorted((token, token_id) for token_id, token in enumerate(self.token_bytes) if token)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token, where it is known; a text of more than context x this cannot fit."""
+        return max(map(len, self.token_bytes), default=1) if self.byte_level else 0
+
+    def show(self, token_id: int) -> str:
+        """The token as a person reads it, by itself: U+FFFD for bytes that are no whole character."""
+        if token_id in self.special_ids or not self.byte_level:
+            return str(self.tokenizer.decode([token_id]))
+        return self.token_bytes[token_id].decode(errors="replace") if token_id < len(self.token_bytes) else ""
+
+
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    decoder = json.loads(backend.to_str())["decoder"] or {}
+    return decoder.get("type") == "ByteLevel"
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {value: chr(value) for value in printable}
+    others = (value for value in range(256) if value not in table)
+    return table | {value: chr(0x100 + place) for place, value in enumerate(others)}
