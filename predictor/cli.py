@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from predictor import __version__
-from predictor.errors import PredictorError
+from predictor.errors import ConfigurationError, PredictorError
 from predictor.settings import PREFIX, Settings, flag, load_settings
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def _version(
 
 @app.command()
 def serve(
-    model: Annotated[str | None, setting("model")] = None,
+    model: Annotated[list[str] | None, setting("model")] = None,
     revision: Annotated[str | None, setting("revision")] = None,
     backend: Annotated[str | None, setting("backend")] = None,
     dtype: Annotated[str | None, setting("dtype")] = None,
@@ -67,7 +67,10 @@ def serve(
     The port opens at once and answers 503 until the model is loaded. Try it with
     curl -d '{"instances": ["To be"]}' localhost:8080/v1/models/aitextgen:predict
     """
-    settings = load_settings(dict(locals()))
+    flags = dict(locals())
+    if model and len(model) > 1:
+        raise ConfigurationError(f"--model is given {len(model)} times, and a server has one model")
+    settings = load_settings(flags | {"model": model[0] if model else None})
     from predictor.observability import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)

@@ -98,9 +98,7 @@ class TensorFiles:
         self._release_last()
         tensor = self._owner[prefix + name].tensor(prefix + name)
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{prefix + name} has shape {tuple(tensor.shape)}, and config.json makes it {shape}"
-            )
+            raise CheckpointError(f"{prefix + name} has shape {tuple(tensor.shape)}, and config.json makes it {shape}")
         self._last = tensor
         return tensor
 

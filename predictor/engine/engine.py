@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from predictor.engine.load import Load
 from predictor.engine.runner import Forward, Runner
 from predictor.engine.scheduler import Scheduler
@@ -29,11 +31,11 @@ class Engine:
         self._scheduler.commit(batch, self._runner.run(batch))
         return True
 
-    def end_all(self, error: PredictorError) -> None:
-        """End every sequence with `error`."""
+    def end_all(self, new_error: Callable[[], PredictorError]) -> None:
+        """End every sequence, each with an error object of its own: tracebacks gather on the object raised."""
         while sequences := self._scheduler.sequences:
             for sequence in sequences:
-                self.end(sequence, error)
+                self.end(sequence, new_error())
 
     @property
     def load(self) -> Load:

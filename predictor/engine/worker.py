@@ -101,11 +101,11 @@ class EngineWorker:
                 logger.exception("a step failed; its requests end with an error")
                 # CUDA errors stick to the process: nothing after them can be trusted.
                 self._failed = "CUDA error" in str(error)
-                self._engine.end_all(EngineFailed("the engine failed on this request; the server's log has more"))
+                self._engine.end_all(lambda: EngineFailed("the engine failed; the server's log has more"))
             self._load = self._engine.load
             self._outbox.flush()
         self._take_inbox(wait=False)
-        self._engine.end_all(NotReady("the server is shutting down; send the request again"))
+        self._engine.end_all(lambda: NotReady("the server is shutting down; send the request again"))
         self._load = self._engine.load
         self._outbox.flush()
 

@@ -58,8 +58,7 @@ def parse_config(fields: Mapping[str, Any]) -> GPT2Config:
     model_type = fields.get("model_type", "gpt2")
     if model_type != "gpt2":
         raise CheckpointError(
-            f"this is a {model_type!r} checkpoint and the engine runs GPT-2 only; "
-            "serve it with --backend transformers"
+            f"this is a {model_type!r} checkpoint and the engine runs GPT-2 only; serve it with --backend transformers"
         )
 
     def integer(*names: str) -> int:

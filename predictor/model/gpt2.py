@@ -111,9 +111,7 @@ class GPT2:
     def new_kv(self, slots: int) -> Tensor:
         """Preallocated keys and values: [L, 2, slots, H, D] in the weights' dtype; pages are touched when written."""
         c = self.config
-        return torch.empty(
-            (c.layers, 2, slots, c.heads, c.head_width), dtype=self.dtype, device=self.device
-        )
+        return torch.empty((c.layers, 2, slots, c.heads, c.head_width), dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: Tensor) -> Tensor:
@@ -133,9 +131,7 @@ class GPT2:
             for span in rows.spans:
                 here = slice(span.first_row, span.first_row + span.rows)
                 seen = slice(span.first_slot, span.first_slot + span.context)
-                attended[here] = attend(
-                    qkv[here, 0], keys[seen], values[seen], masks.get(span), layer.attention_scale
-                )
+                attended[here] = attend(qkv[here, 0], keys[seen], values[seen], masks.get(span), layer.attention_scale)
             x = x + layer.project(attended.view(R_padded, H * D)).float()
             x = x + layer.contract(layer.expand(layer.norm_mlp(x))).float()
         return self._wanted_logits(x, rows.wanted)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import kserve
+from fastapi.responses import JSONResponse
 from kserve.model_server import app
 
 from predictor.server.errors import add_error_handlers
@@ -32,6 +33,8 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
             grace_period=settings.grace_period_s,
         )
         self._settings = settings
+        # KServe's choice, orjson, is deprecated in FastAPI and warns on every answer.
+        app.router.default_response_class = JSONResponse
         app.include_router(make_router(self.registered_models, settings))
         add_error_handlers(app)
         app.add_middleware(Boundary)
@@ -40,7 +43,6 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         """KServe's gather, with a host, a drain, and a clean end when the model cannot be loaded."""
         http = self._rest_server._server
         http.config.host = self._settings.host  # KServe has no setting for it
-        logger.info("listening on http://%s:%d", self._settings.host, self._settings.port)
         drain = asyncio.create_task(self._drain())
         tasks = [asyncio.create_task(work) for work in self.servers]
         try:
