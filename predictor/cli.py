@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,8 @@ def serve(
     if model and len(model) > 1:
         raise ConfigurationError(f"--model is given {len(model)} times, and a server has one model")
     settings = load_settings(flags | {"model": model[0] if model else None})
+    if settings.model == Settings.model_fields["model"].default and not Path(settings.model_source).is_dir():
+        raise ConfigurationError(f"{settings.model_source}, the bundled model, is not here; give --model NAME=SOURCE")
     from predictor.observability import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)

@@ -14,6 +14,9 @@ from predictor.protocols.parameters import parse_parameters
 from predictor.settings import Settings
 from predictor.text.language_model import LanguageModel
 
+# A step of the largest model on the slowest device takes seconds.
+_LAST_STEP_S = 30.0
+
 
 async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: Settings) -> None:
     """Print prompt and completion; several samples come one after the other, each under its seed."""
@@ -38,3 +41,4 @@ async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: 
             print()
     finally:
         backend.stop()
+        backend.join(_LAST_STEP_S)

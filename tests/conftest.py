@@ -103,19 +103,16 @@ def predictor(checkpoint: Path) -> Iterator[object]:
     """The loaded KServe model behind `client`."""
     from predictor.server.predictor import Predictor
 
-    model = Predictor(test_settings(checkpoint))
+    model = Predictor(small_limits(checkpoint))
     model.load()
     yield model
     model.stop()
 
 
-def test_settings(checkpoint: Path) -> object:
+def small_limits(checkpoint: Path) -> object:
     from predictor.settings import load_settings
 
     return load_settings({"model": f"tiny={checkpoint}", "max_instances": 8, "max_body_bytes": 65536, "timeout_s": 60})
-
-
-test_settings.__test__ = False  # a helper, not a test
 
 
 @pytest.fixture(scope="session")
@@ -126,9 +123,10 @@ def kserve_app(checkpoint: Path, predictor: object) -> object:
 
     from predictor.server.server import Server
 
-    server = Server(test_settings(checkpoint))
+    server = Server(small_limits(checkpoint))
     server.register_model(predictor)
-    RESTServer("kserve.model_server:app", server.dataplane, server.model_repository_extension, 8080).create_application()
+    http = RESTServer("kserve.model_server:app", server.dataplane, server.model_repository_extension, 8080)
+    http.create_application()
     return app
 
 

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
+from predictor.settings import Settings
 from tests.conftest import left_out
 
 with pytest.MonkeyPatch.context() as patch:  # kserve parses the command line while it is imported
@@ -74,13 +75,13 @@ def predictor_of(objects: list[Json]) -> Json:
 
 @pytest.fixture(scope="module")
 def base() -> list[Json]:
-    if shutil.which("kubectl") is None:
-        left_out("kubectl is not on the PATH: manifests/base is merged by the test, not by kustomize")
-        return rendered_by_hand()
-    return rendered_by_kubectl()
+    return rendered_by_kubectl() if shutil.which("kubectl") else rendered_by_hand()
 
 
 def test_the_merge_without_kubectl_is_what_kustomize_renders(base: list[Json]) -> None:
+    if shutil.which("kubectl") is None:
+        left_out("kubectl is not on the PATH: manifests/base is merged by the test, not by kustomize")
+
     def in_order(objects: list[Json]) -> list[Json]:
         return sorted(objects, key=lambda item: str(item["kind"]))
 
@@ -179,7 +180,6 @@ def test_the_models_catch_a_typo_and_a_wrong_type(
 def test_the_custom_resource_definitions_admit_the_service(base: list[Json]) -> None:
     if not CRDS.is_dir():
         left_out("../shared/crds is not there: the service is not held against the CRDs of KServe and Knative")
-        return
     check_crds(base)
 
 
@@ -197,7 +197,6 @@ def test_the_custom_resource_definitions_catch_what_knative_forbids(
 ) -> None:
     if not CRDS.is_dir():
         left_out("../shared/crds is not there: nothing shows that it would catch a bad service")
-        return
     objects = copy.deepcopy(base)
     spoil(predictor_of(objects))
     with pytest.raises(jsonschema.ValidationError):
@@ -464,6 +463,15 @@ def test_every_rule_has_a_bad_manifest() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- the files beside
+
+
+def test_the_arguments_are_flags_of_serve(base: list[Json]) -> None:
+    names = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in _container(base)["args"]}
+    assert names <= Settings.model_fields.keys()
+
+
+def test_the_server_gives_up_before_knative_does(base: list[Json]) -> None:
+    assert Settings.model_fields["timeout_s"].default < predictor_of(base)["timeout"]
 
 
 def test_the_tag_stands_in_one_place() -> None:

@@ -124,6 +124,9 @@ class AitextgenBackend:
         self._stopping = True
         self._jobs.put(None)
 
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._running = 1

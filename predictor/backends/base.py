@@ -60,7 +60,10 @@ class Backend(Protocol):
         """Whether it can be expected to answer."""
 
     def stop(self) -> None:
-        """End what runs with 503 and let the threads go. Idempotent."""
+        """End what runs with 503 and let the threads go. Idempotent; does not wait."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads after `stop`: a process must not end under a thread that computes."""
 
 
 def open_backend(name: BackendName, options: BackendOptions, progress: Progress, stop: threading.Event) -> Backend:

@@ -63,6 +63,9 @@ class WorkerBackend:
     def stop(self) -> None:
         self._worker.stop()
 
+    def join(self, timeout_s: float) -> None:
+        self._worker.join(timeout_s)
+
 
 class EngineBackend(WorkerBackend):
     def __init__(self, options: BackendOptions, progress: Progress, stop: threading.Event) -> None:

@@ -157,6 +157,11 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def stop_engine(self) -> None:
         """KServe calls `stop` first; there is nothing more to end."""
 
+    def join(self, timeout_s: float) -> None:
+        """Wait for the backend's threads after `stop`."""
+        if self._language_model is not None:
+            self._language_model.backend.join(timeout_s)
+
 
 def _settle(future: asyncio.Future[None], outcome: BaseException | None) -> None:
     if future.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 
 import kserve
 from fastapi.responses import JSONResponse
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 # Before the grace period ends, what still runs is answered with 503: the answers need a moment to leave.
 _LAST_WORDS_S = 2.0
+
+# A step of the largest model on the slowest device takes seconds.
+_LAST_STEP_S = 10.0
 
 
 class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
@@ -38,6 +42,22 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         app.include_router(make_router(self.registered_models, settings))
         add_error_handlers(app)
         app.add_middleware(Boundary)
+
+    def register_signal_handler(self) -> None:
+        """KServe's handler needs a running event loop and fails before there is one; ours only sets flags.
+
+        uvicorn puts its own in place while it serves, and hands the signal to this one when it has drained.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stop_everything())
+
+    def _stop_everything(self) -> None:
+        self._rest_server._server.should_exit = True
+        for model in self._predictors():
+            model.stop()
+
+    def _predictors(self) -> list[Predictor]:
+        return [model for model in self.registered_models.get_models().values() if isinstance(model, Predictor)]
 
     async def _serve(self) -> None:
         """KServe's gather, with a host, a drain, and a clean end when the model cannot be loaded."""
@@ -60,15 +80,16 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         http = self._rest_server._server
         while not http.should_exit:  # noqa: ASYNC110 - uvicorn sets a flag, in a signal handler
             await asyncio.sleep(0.05)
-        models = [m for m in self.registered_models.get_models().values() if isinstance(m, Predictor)]
         logger.info("stopping: running requests have %d s", self._settings.grace_period_s)
-        for model in models:
+        for model in self._predictors():
             model.drain()
         await asyncio.sleep(max(self._settings.grace_period_s - _LAST_WORDS_S, self._settings.grace_period_s / 2))
-        for model in models:
+        for model in self._predictors():
             model.stop()
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `PredictorError` when the model cannot be loaded."""
-    Server(settings).start([Predictor(settings)])
+    predictor = Predictor(settings)
+    Server(settings).start([predictor])
+    predictor.join(_LAST_STEP_S)
