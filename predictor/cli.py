@@ -13,6 +13,7 @@ from rich.console import Console
 from predictor import __version__
 from predictor.errors import ConfigurationError, PredictorError
 from predictor.settings import PREFIX, Settings, flag, load_settings
+from predictor.training.options import FinetuneOptions
 
 app = typer.Typer(
     name="gpt2-predictor",
@@ -117,6 +118,53 @@ def generate(
     from predictor.terminal import stream_to_terminal
 
     asyncio.run(stream_to_terminal(prompt, parameters, settings))
+
+
+def training(name: str) -> Any:
+    """The typer option of a training option: its help comes from training/options.py, its default from there too."""
+    field = FinetuneOptions.__dataclass_fields__[name]
+    default = f" [default: {field.default}]" if isinstance(field.default, int | float | str) and field.default else ""
+    return typer.Option(flag(name), help=f"{field.metadata['help']}.{default}", show_default=False)
+
+
+@app.command()
+def finetune(
+    data: Annotated[list[Path], training("data")],
+    out: Annotated[Path, training("out")],
+    init: Annotated[str | None, training("init")] = None,
+    layers: Annotated[int | None, training("layers")] = None,
+    heads: Annotated[int | None, training("heads")] = None,
+    width: Annotated[int | None, training("width")] = None,
+    vocabulary: Annotated[int | None, training("vocabulary")] = None,
+    context: Annotated[int | None, training("context")] = None,
+    dropout: Annotated[float | None, training("dropout")] = None,
+    steps: Annotated[int | None, training("steps")] = None,
+    batch_size: Annotated[int | None, training("batch_size")] = None,
+    learning_rate: Annotated[float | None, training("learning_rate")] = None,
+    warmup_steps: Annotated[int | None, training("warmup_steps")] = None,
+    weight_decay: Annotated[float | None, training("weight_decay")] = None,
+    gradient_clip: Annotated[float | None, training("gradient_clip")] = None,
+    evaluate_every: Annotated[int | None, training("evaluate_every")] = None,
+    seed: Annotated[int | None, training("seed")] = None,
+    dtype: Annotated[str | None, training("dtype")] = None,
+    precision: Annotated[str | None, training("precision")] = None,
+    device: Annotated[str | None, training("device")] = None,
+    resume: Annotated[bool, training("resume")] = False,
+) -> None:
+    """Train GPT-2 on text files, from scratch or from a checkpoint; leaves a folder that `serve` takes.
+
+    The folder also gets loss.csv and loss.png. An interrupted run goes on with --resume.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    options = FinetuneOptions(**given | {"data": tuple(data)})
+    from predictor.training.finetune import finetune as run
+
+    report = run(options)
+    print(
+        f"{report.out}: {report.parameters:,} parameters, validation loss {report.validation_loss:.4f} nats per token, "
+        f"{report.bits_per_byte:.4f} bits per byte at step {report.best_step} of {report.steps}, "
+        f"in {report.duration_s:.0f} s on {report.device}"
+    )
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ class WorkerBackend:
         options = self._options
         engine = Engine(
             forward,
+            context=self.context,
             max_running=options.max_running,
             chunk_tokens=options.prefill_chunk_tokens,
             step_tokens=options.step_tokens,

@@ -12,10 +12,14 @@ from predictor.errors import PredictorError
 
 
 class Engine:
-    def __init__(self, forward: Forward, *, max_running: int, chunk_tokens: int, step_tokens: int) -> None:
+    def __init__(
+        self, forward: Forward, *, context: int, max_running: int, chunk_tokens: int, step_tokens: int
+    ) -> None:
+        """`context`: the most tokens a sequence may have; for the other limits see scheduler.py."""
         self._runner = Runner(forward)
         self._scheduler = Scheduler(forward.slots, max_running, chunk_tokens, step_tokens)
         self._slots = forward.slots
+        self._context = context
 
     def add(self, request: Request) -> None:
         self._scheduler.add(request)
@@ -43,7 +47,7 @@ class Engine:
         return Load(
             running_requests=scheduler.running_requests,
             waiting_requests=scheduler.waiting_requests,
-            free_seats=scheduler.free_seats,
+            free_seats=min(scheduler.free_seats, (slots.slots - slots.used) // self._context),
             used_slots=slots.used,
             slots=slots.slots,
         )

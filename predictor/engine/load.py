@@ -11,6 +11,6 @@ class Load:
 
     running_requests: int = 0
     waiting_requests: int = 0  # nothing of them has started
-    free_seats: int = 0  # sequences that could start now, KV memory allowing
+    free_seats: int = 0  # sequences of any length that could start now
     used_slots: int = 0
     slots: int = 0

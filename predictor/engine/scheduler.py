@@ -62,7 +62,7 @@ class Scheduler:
         self._max_running = max_running
         self._chunk_tokens = chunk_tokens
         self._step_tokens = step_tokens
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: deque[Sequence] = deque()  # siblings whose prompt is computed, then leaders by arrival
         self._running: list[Sequence] = []
 
     @property
@@ -189,7 +189,7 @@ class Scheduler:
             self._free(sequence)
             if request.pending:  # somebody else has to compute the prompt
                 request.leader = request.pending.pop(0)
-                self._waiting.appendleft(request.leader)
+                self._waiting.insert(self._siblings_waiting(), request.leader)
         elif sequence.slots == request.prompt_slots and request.pending:
             request.prompt_slots_orphaned, sequence.slots = True, None
         else:
@@ -200,6 +200,13 @@ class Scheduler:
             request.prompt_slots_orphaned = False
         if error is not None:
             sequence.sink(error)
+
+    def _siblings_waiting(self) -> int:
+        """How many siblings stand at the head of the queue.
+
+        Leaders stay behind all of them: a sibling may hold, through its prompt, the memory that a leader waits for.
+        """
+        return sum(not sequence.leads for sequence in self._waiting)
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.slots is not None:
