@@ -92,6 +92,6 @@ def _refuse_unknown_variables() -> None:
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
             near = difflib.get_close_matches(variable.upper(), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            if variable.endswith(("_SERVICE_HOST", "_SERVICE_PORT")) or "_TCP" in variable:
+            if re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)", variable):
                 hint = "; Kubernetes sets it for a Service called predictor: set enableServiceLinks: false in the pod"
             raise ConfigurationError(f"the variable {variable} is no setting of this server{hint}")

@@ -23,7 +23,7 @@ async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: 
     checked = parse_parameters(parameters, "generate", settings.timeout_s)
     folder = resolve(settings.model_source, settings.revision)
     options = BackendOptions(folder=folder, dtype=settings.dtype, device=settings.device)
-    with tqdm(desc="loading", unit=" parameters", unit_scale=True, leave=False, file=sys.stderr) as bar:
+    with tqdm(desc="loading", unit=" parameters", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

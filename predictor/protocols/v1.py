@@ -122,7 +122,7 @@ def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
         raise InvalidRequest(f"{where} lacks {key}", param=key)
     value = fields[key]
     if not isinstance(value, str):
-        raise InvalidRequest(f"{key} must be a string, got {printable(value)}", param=key)
+        raise InvalidRequest(f"{where}: {key} must be a string, got {printable(value)}", param=key)
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from kserve import ModelRepository
+from starlette.exceptions import HTTPException
 
 from predictor.errors import Forbidden, NotFound, NotReady, Unimplemented
 from predictor.observability import REQUEST_SECONDS, REQUESTS
@@ -34,6 +35,8 @@ def make_router(models: ModelRepository, settings: Settings) -> APIRouter:
     @router.get("/v1/models/{name}")
     async def status(name: str) -> dict[str, Any]:
         """Whether the model is ready: 200, or 503 while it loads or the server stops."""
+        if name.endswith((":predict", ":explain")):  # the path of a POST, which this pattern would take for a name
+            raise HTTPException(405, headers={"Allow": "POST"})
         model = find(name)
         if not await model.healthy():
             model.language_model()  # raises the reason, unless the backend itself has failed

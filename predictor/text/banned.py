@@ -20,7 +20,7 @@ class BannedStrings:
         self._sorted = vocabulary.sorted_tokens
         banned = {string.encode() for string in strings}
         contains = re.compile(b"|".join(map(re.escape, banned)))
-        self._always = {token_id for token, token_id in self._sorted if contains.search(token)}
+        self._always = {token_id for token, token_id in self._sorted if contains.search(token)} if banned else set()
         # What must not follow: after text that ends in `head`, no token may begin with the string's rest.
         self._completions: dict[bytes, set[int]] = {}
         for string in banned:
