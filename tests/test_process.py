@@ -232,9 +232,8 @@ def test_a_port_in_use_is_said(log: Path, bard: ServerProcess) -> None:
 
 
 def test_a_variable_sets_what_a_flag_would(log: Path) -> None:
-    with serving(
-        log, PREDICTOR_MODEL=f"bard={BARD}", PREDICTOR_MAX_INSTANCES="2", PREDICTOR_LOG_FORMAT="json"
-    ) as server:
+    variables = {"PREDICTOR_MODEL": f"bard={BARD}", "PREDICTOR_MAX_INSTANCES": "2", "PREDICTOR_LOG_FORMAT": "json"}
+    with serving(log, **variables) as server:
         server.wait_until_ready("bard")
         assert "at most 2" in server.predict("bard", {"instances": ["a"] * 3}).json()["error"]
         lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
@@ -243,19 +242,8 @@ def test_a_variable_sets_what_a_flag_would(log: Path) -> None:
 
 
 def test_generate_streams_in_the_terminal() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "predictor",
-        "generate",
-        "To be",
-        "--seed",
-        "1",
-        "--max-new-tokens",
-        "12",
-        "--n",
-        "2",
-    ]
+    flags = ["--seed", "1", "--max-new-tokens", "12", "--n", "2"]
+    command = [sys.executable, "-m", "predictor", "generate", "To be", *flags]
     first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
@@ -266,12 +254,7 @@ def test_generate_streams_in_the_terminal() -> None:
 @pytest.mark.parametrize("command", [[], ["serve"], ["generate"], ["finetune"]], ids=str)
 def test_help_is_help(command: list[str]) -> None:
     environment = os.environ | {"COLUMNS": "200"}
-    shown = subprocess.run(
-        [sys.executable, "-m", "predictor", *command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    whole = [sys.executable, "-m", "predictor", *command, "--help"]
+    shown = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert shown.returncode == 0
     assert "Usage:" in shown.stdout

@@ -29,7 +29,7 @@ async def test_a_prediction_is_the_completion(client: httpx.AsyncClient) -> None
     assert await predict(client, "the word", seed=5, max_new_tokens=6) == [second]
 
 
-async def test_greedy_is_transformers_greedy(
+async def test_greedy_is_that_of_transformers(
     client: httpx.AsyncClient, checkpoint: Path, oracle: GPT2LMHeadModel
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from predictor.errors import CheckpointError
 
@@ -47,6 +52,6 @@ def resolve(source: str, revision: str | None = None) -> Path:
             f"{source} is neither a folder nor in the local hub cache, and the hub cannot be reached; "
             "check the path, or download it once with network access"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, HFValidationError) as error:
         raise CheckpointError(f"downloading {source} from the hub failed: {error}") from error
     return local

@@ -118,8 +118,8 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         index = folder / f"{single}.index.json"
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{index.name} is not a valid index of shards") from error
             for name in names:
                 # An index comes with the checkpoint: it may name files beside it and no others.

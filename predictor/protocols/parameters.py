@@ -35,7 +35,7 @@ class Parameters(BaseModel):
     min_new_tokens: int = Field(0, ge=0)
     do_sample: bool = True
     temperature: float = Field(0.7, ge=0, le=100)
-    top_k: int = Field(50, ge=0)
+    top_k: int | None = Field(None, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)

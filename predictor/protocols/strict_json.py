@@ -71,5 +71,8 @@ def _refuse_surrogates(value: Any) -> None:
 
 def printable(value: Any, limit: int = 60) -> str:
     """`value` for an error message: as JSON, shortened."""
-    shown = json.dumps(value, ensure_ascii=True, default=str)
+    try:
+        shown = json.dumps(value, ensure_ascii=True, default=str)
+    except RecursionError:  # called deeper in the stack than `loads` was
+        shown = "a deeply nested value"
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -15,6 +15,7 @@ from predictor.text.stream import TextStream, collect_within
 from predictor.text.vocabulary import Vocabulary
 
 _DEFAULT_NEW_TOKENS = 64
+_DEFAULT_TOP_K = 50
 
 # Longer prompts, and any banned strings, are prepared off the event loop: at 4 MB/s this much takes 1 ms.
 _INLINE_CHARACTERS = 4_000
@@ -94,7 +95,7 @@ class LanguageModel:
             max_new_tokens=self._max_new_tokens(request, len(prompt_ids), room),
             min_new_tokens=request.min_new_tokens,
             temperature=request.temperature,
-            top_k=request.top_k,
+            top_k=min(_DEFAULT_TOP_K, self.backend.vocabulary) if request.top_k is None else request.top_k,
             top_p=request.top_p,
             repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty,

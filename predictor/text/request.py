@@ -26,7 +26,7 @@ class TextRequest:
     max_total_tokens: int | None = None  # prompt included; capped at the context (the older body's `length`)
     min_new_tokens: int = 0
     temperature: float = 0.7  # 0 = greedy
-    top_k: int = 50
+    top_k: int | None = None  # None: 50, or the vocabulary where that is smaller; 0 = off
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0

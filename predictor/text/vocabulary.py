@@ -15,7 +15,9 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.special_ids = frozenset(tokenizer.all_special_ids)
+        # Those with a role (bos, eos, ...), and those the file only calls special.
+        unnamed = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset(unnamed.union(tokenizer.all_special_ids))
         self.end_token: int | None = tokenizer.eos_token_id
         self.byte_level = _is_byte_level(tokenizer)
 
