@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import byte_tokenizer
 
 from predictor.checkpoints.tokenizer import gpt2_tokenizer
 from predictor.text.banned import BannedStrings
 from predictor.text.vocabulary import Vocabulary
+from tests.conftest import byte_tokenizer
 
 
 @cache
@@ -67,7 +67,9 @@ def test_exactly_the_tokens_that_complete_a_banned_string_are_banned(strings: li
 
 @given(
     strings=STRINGS,
-    prompt=st.one_of(st.just(""), st.sampled_from(["the", "ban", "hello wo", "\n", "中"]), st.text("aehnt", max_size=5)),
+    prompt=st.one_of(
+        st.just(""), st.sampled_from(["the", "ban", "hello wo", "\n", "中"]), st.text("aehnt", max_size=5)
+    ),
     walk=WALKS,
 )
 @settings(deadline=None, max_examples=150)
@@ -82,7 +84,9 @@ def test_a_walk_that_keeps_the_bans_never_spells_a_banned_string(strings: list[s
     choose = random.Random(walk)
     for _ in range(40):
         banned = set(filter_.banned_after(ids))
-        allowed = [i for i in liked if i not in banned] or [i for i in range(len(vocabulary.token_bytes)) if i not in banned]
+        allowed = [i for i in liked if i not in banned] or [
+            i for i in range(len(vocabulary.token_bytes)) if i not in banned
+        ]
         ids.append(choose.choice(allowed))
     text = text_of(vocabulary, ids)
     for string in map(str.encode, strings):

@@ -10,18 +10,34 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from predictor.checkpoints.tokenizer import gpt2_tokenizer
 from predictor.text.detokenizer import new_detokenizer
 from predictor.text.vocabulary import Vocabulary
+from tests.conftest import byte_tokenizer
 
 REPLACEMENT = "\ufffd"
 
 # Characters of one to four bytes, joined and combining ones, a flag, and what the tokenizers treat specially.
-WORDS = ["hello", " the", " then", "é", "ß", "中文", "日本", "😀", "👩\u200d👩\u200d👧", "🇫🇷", "e\u0301", "\n", "\t", "\x00", "  "]
+WORDS = [
+    "hello",
+    " the",
+    " then",
+    "é",
+    "ß",
+    "中文",
+    "日本",
+    "😀",
+    "👩\u200d👩\u200d👧",
+    "🇫🇷",
+    "e\u0301",
+    "\n",
+    "\t",
+    "\x00",
+    "  ",
+]
 TEXTS = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
 
 
@@ -57,7 +73,15 @@ def metaspace() -> Vocabulary:
 @cache
 def unigram() -> Vocabulary:
     """T5's kind: Unigram with the Metaspace decoder and no byte tokens."""
-    pieces = [("<unk>", 0.0), ("▁hello", -1.0), ("▁world", -1.5), ("▁", -3.0), ("wor", -3.5), ("ld", -3.5), ("中", -5.0)]
+    pieces = [
+        ("<unk>", 0.0),
+        ("▁hello", -1.0),
+        ("▁world", -1.5),
+        ("▁", -3.0),
+        ("wor", -3.5),
+        ("ld", -3.5),
+        ("中", -5.0),
+    ]
     pieces += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

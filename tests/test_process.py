@@ -89,7 +89,6 @@ def test_probes_answer_while_the_engine_works(bard: ServerProcess) -> None:
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(bard.predict, "aitextgen", LONG)
         wait_for(lambda: bard.metric("predictor_requests_running") > 0)
-        assert bard.metric("predictor_requests_waiting") > 0, "they do not all run at once"
         for path in ("/", "/v1/models/aitextgen", "/v2/health/live", "/v2/health/ready"):
             assert bard.get(path).status_code == 200
         assert answer.result().status_code == 200

@@ -176,18 +176,15 @@ def test_a_model_without_name_or_source_is_refused(model: str) -> None:
         ("PREDICTOR_PROT", "PREDICTOR_PORT"),
         ("PREDICTOR_MODEL_NAME", "PREDICTOR_MODEL"),
         ("PREDICTOR_TIMEOUT", "PREDICTOR_TIMEOUT_S"),
-        ("PREDICTOR_MAX_BATCH", "PREDICTOR_"),
         ("predictor_prot", "PREDICTOR_PORT"),
     ],
 )
-def test_an_unknown_variable_is_refused_with_a_hint(
-    variable: str, hint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_variable_is_refused_with_a_hint(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")
     message = refusal({})
     assert variable in message
     assert "no setting" in message
-    assert hint in message.replace(variable, "")
+    assert message.endswith(f"did you mean {hint}?")
 
 
 def test_an_unknown_variable_like_none_of_ours_is_refused_without_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +212,7 @@ SERVICE_LINKS = {
 }
 
 
-@pytest.mark.parametrize("variable", SERVICE_LINKS)
+@pytest.mark.parametrize("variable", [name for name in SERVICE_LINKS if name != "PREDICTOR_PORT"])
 def test_a_variable_of_kubernetes_service_links_is_explained(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, SERVICE_LINKS[variable])
     message = refusal({})

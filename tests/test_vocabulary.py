@@ -7,12 +7,12 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from predictor.checkpoints.tokenizer import gpt2_tokenizer
 from predictor.text.vocabulary import Vocabulary
+from tests.conftest import byte_tokenizer
 
 
 @cache

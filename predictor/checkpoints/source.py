@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ["config.json", "*tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-                "generation_config.json"]  # fmt: skip
+                "generation_config.json", "tokenizer.model", "spiece.model"]  # fmt: skip
 _SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
@@ -31,7 +31,10 @@ def resolve(source: str, revision: str | None = None) -> Path:
     HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what huggingface_hub says they mean.
     Raises `CheckpointError` that says what to do next.
     """
-    folder = Path(source).expanduser()
+    try:
+        folder = Path(source).expanduser()
+    except RuntimeError as error:  # "~name" of nobody here
+        raise CheckpointError(f"{source} does not exist") from error
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"--revision is for hub ids, and {source} is a folder")

@@ -18,18 +18,14 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
 
     `vocabulary` is the model's: a tokenizer with more tokens than the model has rows is refused.
     """
-    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    try:
         tokenizer = _read(folder)
-    elif (folder / "aitextgen.tokenizer.json").is_file():
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "aitextgen.tokenizer.json"),
-            bos_token=END_OF_TEXT,
-            eos_token=END_OF_TEXT,
-            unk_token=END_OF_TEXT,
-        )
-    elif vocabulary == GPT2_VOCABULARY:
+    except Exception as error:  # over a damaged file the tokenizers library raises Exception itself
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {reason}") from error
+    if tokenizer is None and vocabulary == GPT2_VOCABULARY:
         tokenizer = gpt2_tokenizer()
-    else:
+    if tokenizer is None:
         raise CheckpointError(
             f"{folder} brings no tokenizer (tokenizer.json, vocab.json or aitextgen.tokenizer.json), "
             f"and its vocabulary of {vocabulary} is not GPT-2's {GPT2_VOCABULARY}"
@@ -43,14 +39,26 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        if not (folder / "tokenizer.json").is_file():
-            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
-        # transformers 5 writes a class name that 4 does not know; the file itself says everything.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+def _read(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer whose files are in the folder, or None where there are none."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError):
+            if (folder / "tokenizer.json").is_file():
+                # transformers 5 writes a class name that 4 does not know; the file itself says everything.
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            else:
+                # A config without model_type, which model/config.py takes for GPT-2 too.
+                tokenizer = AutoTokenizer.from_pretrained(folder, tokenizer_type="gpt2")
+    elif (folder / "aitextgen.tokenizer.json").is_file():
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "aitextgen.tokenizer.json"),
+            bos_token=END_OF_TEXT,
+            eos_token=END_OF_TEXT,
+            unk_token=END_OF_TEXT,
+        )
     return tokenizer
 
 

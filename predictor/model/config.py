@@ -74,11 +74,14 @@ def parse_config(fields: Mapping[str, Any]) -> GPT2Config:
     if width % heads:
         raise CheckpointError(f"config.json: n_embd {width} is not a multiple of n_head {heads}")
     activation = fields.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = ", ".join(sorted(_ACTIVATIONS))
         raise CheckpointError(f"config.json: activation_function {activation!r} is not one of {known}")
     if fields.get("add_cross_attention"):
         raise CheckpointError("config.json: add_cross_attention is not supported")
+    epsilon = fields.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(epsilon, int | float) or isinstance(epsilon, bool):
+        raise CheckpointError(f"config.json: layer_norm_epsilon must be a number, got {epsilon!r}")
     end_token = fields.get("eos_token_id")
     return GPT2Config(
         vocabulary=integer("vocab_size"),
@@ -87,10 +90,10 @@ def parse_config(fields: Mapping[str, Any]) -> GPT2Config:
         layers=integer("n_layer"),
         heads=heads,
         inner_width=integer("n_inner") if fields.get("n_inner") is not None else 4 * width,
-        epsilon=float(fields.get("layer_norm_epsilon", 1e-5)),
+        epsilon=float(epsilon),
         activation=_ACTIVATIONS[activation],
         scale_attention=bool(fields.get("scale_attn_weights", True)),
         scale_by_inverse_layer=bool(fields.get("scale_attn_by_inverse_layer_idx", False)),
         tied_embeddings=bool(fields.get("tie_word_embeddings", True)),
-        end_token=end_token if isinstance(end_token, int) else None,
+        end_token=end_token if isinstance(end_token, int) and not isinstance(end_token, bool) else None,
     )
