@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from predictor.backends.base import Backend
+from predictor.errors import CheckpointError
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import TextRequest
-from tests.conftest import ROOT, left_out, open_quietly
+from tests.conftest import ROOT, byte_tokenizer, left_out, open_quietly, tiny_model
 from tests.processes import serving
 from tests.test_determinism import requests
 
@@ -78,6 +79,16 @@ async def test_transformers_backend_serves_another_architecture(tmp_path: Path) 
     finally:
         opened.stop()
         opened.join(10)
+
+
+def test_a_model_that_computes_nan_is_refused_before_it_is_ready(tmp_path: Path) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.fill_(torch.nan)
+    broken.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no finite logits"):
+        open_quietly(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["engine", "transformers"])

@@ -13,11 +13,12 @@ from predictor.checkpoints.load import check_memory, free_bytes, gib, load_gpt2,
 from predictor.checkpoints.tokenizer import load_tokenizer
 from predictor.engine.engine import Engine
 from predictor.engine.load import Load
-from predictor.engine.params import SamplingParams
+from predictor.engine.params import SamplingParams, Token
 from predictor.engine.runner import Forward, GPT2Forward
+from predictor.engine.sequence import new_request
 from predictor.engine.stream import TokenStream
 from predictor.engine.worker import EngineWorker
-from predictor.errors import ConfigurationError
+from predictor.errors import CheckpointError, ConfigurationError
 from predictor.model.config import GPT2Config, parse_config
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class WorkerBackend:
             chunk_tokens=options.prefill_chunk_tokens,
             step_tokens=options.step_tokens,
         )
+        _warm_up(engine)
         self._worker = EngineWorker(engine, options.queue_limit)
 
     def check(self, params: SamplingParams) -> None:
@@ -94,6 +96,16 @@ class EngineBackend(WorkerBackend):
         logger.info("KV memory: %s, %d tokens", gib(slots * per_token), slots)
         self.dtype, self.device = str(dtype).removeprefix("torch."), str(device)
         self._start(GPT2Forward(model, slots))
+
+
+def _warm_up(engine: Engine) -> None:
+    """Generate two tokens before anybody waits for them: kernels are made, and a model that computes NaN is refused."""
+    arrived: list[Token | Exception] = []
+    engine.add(new_request([0], SamplingParams(max_new_tokens=2, temperature=0.0), [arrived.append]))
+    while engine.step():
+        pass
+    if isinstance(arrived[-1], Exception):
+        raise CheckpointError(f"{arrived[-1]}")
 
 
 def _default_kv_bytes(config: GPT2Config, device: torch.device, per_token: int, options: BackendOptions) -> int:
