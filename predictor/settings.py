@@ -38,12 +38,20 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="seconds after SIGTERM in which running requests are finished"
     )
     kv_memory_mib: int | None = Field(
-        None, ge=1, description="MiB for keys and values; by default 2048 on CPU and 90% of what is free on CUDA"
+        None,
+        ge=1,
+        description="MiB for keys and values; by default at most 2048 on CPU and 90% of what is free on CUDA, "
+        "and no more than max_running full contexts",
     )
     max_running: int = Field(64, ge=1, le=4096, description="sequences generated together")
-    queue_limit: int = Field(512, ge=1, le=100_000, description="requests that may wait; past it 429")
+    queue_limit: int = Field(512, ge=1, le=100_000, description="prompts that may wait; past it 429")
     prefill_chunk_tokens: int = Field(128, ge=1, le=65536, description="prompt tokens computed at a time")
-    step_tokens: int = Field(256, ge=1, le=65536, description="rows of a step, decoding and prefill together")
+    step_tokens: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="rows a step aims at: every decoding sequence, then prefill; one chunk always fits",
+    )
     max_instances: int = Field(64, ge=1, le=4096, description="prompts per request")
     max_body_bytes: int = Field(2**20, ge=1024, le=2**30, description="bytes of a request's body; past it 413")
     timeout_s: float = Field(300, gt=0, le=3600, description="seconds a request may take; past it 504")

@@ -22,7 +22,7 @@ async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: 
     """Print prompt and completion; several samples come one after the other, each under its seed."""
     checked = parse_parameters(parameters, "generate", settings.timeout_s)
     folder = resolve(settings.model_source, settings.revision)
-    options = BackendOptions(folder=folder, dtype=settings.dtype, device=settings.device)
+    options = BackendOptions.from_settings(settings, folder)
     with tqdm(desc="loading", unit=" parameters", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -653,3 +653,36 @@ def test_peak_memory_of_loading_stays_near_one_copy_of_the_weights(
     record_property("peak_over_weights", peak)
     print(f"{form}, {dtype}: peak {peak:.3f} x the weights, after {after:.3f} x")
     assert peak < limit
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 2**63),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": "inactive_file 1"}, 2**63),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "900",
+                "memory.stat": "anon 300\ninactive_file 400\nactive_file 150",
+            },
+            650,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "900",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 0",
+            },
+            600,
+        ),
+    ],
+    ids=["no container", "no limit", "version 2", "version 1"],
+)
+def test_the_page_cache_of_a_container_is_free_memory(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    from predictor.checkpoints.load import _container_free_bytes
+
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert _container_free_bytes(tmp_path) == free

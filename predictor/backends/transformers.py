@@ -40,9 +40,14 @@ class TransformersBackend(WorkerBackend):
         # transformers 4 and 5 spell it differently, and this package runs beside both.
         keyword = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(options.folder, **{keyword: dtype})
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{options.folder}: {error}") from error
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                options.folder, output_loading_info=True, **{keyword: dtype}
+            )
+        except Exception as error:  # over a damaged file every library below raises what it likes
+            raise CheckpointError(f"transformers cannot load {options.folder}: {error}") from error
+        model, told = loaded
+        if told["missing_keys"]:  # it would go on with random numbers in their place
+            raise CheckpointError(f"the checkpoint lacks the tensors {', '.join(sorted(told['missing_keys']))}")
         self.dtype, self.device = str(dtype).removeprefix("torch."), str(device)
         self._start(TransformersForward(model.to(device).eval(), options.max_running * context))
 
@@ -79,7 +84,9 @@ class TransformersForward:
             self._caches[first_slot] = output.past_key_values
             if work.samples:
                 rows.append(output.logits[0, -1].float())
-        return torch.stack(rows) if rows else torch.empty((0, self._model.config.vocab_size))
+        if not rows:
+            return torch.empty((0, self._model.config.vocab_size), device=self._model.device)
+        return torch.stack(rows)
 
 
 def _shorten(cache: Any, tokens: int) -> None:

@@ -95,12 +95,26 @@ def free_bytes(device: torch.device) -> int:
     """Memory this process may still take on `device`, container limits counted in."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    # No cgroup v2, or a limit of "max": the machine's own figure stands.
-    with contextlib.suppress(OSError, ValueError):
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    return min(int(psutil.virtual_memory().available), _container_free_bytes(Path("/sys/fs/cgroup")))
+
+
+def _container_free_bytes(root: Path) -> int:
+    """What the container's limit leaves; without a limit, more than any machine has.
+
+    The page cache counts against the limit and is given up when memory is asked for: it is free.
+    """
+    for limit, used, statistics, cache in (
+        ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+         ("total_inactive_file", "total_active_file")),
+    ):  # fmt: skip
+        # Another version of cgroups, or a limit of "max".
+        with contextlib.suppress(OSError, ValueError):
+            taken = int((root / used).read_text())
+            rows = (line.split() for line in (root / statistics).read_text().splitlines())
+            reclaimable = sum(int(count) for name, count in rows if name in cache)
+            return int((root / limit).read_text()) - taken + reclaimable
+    return 2**63
 
 
 def gib(count: int) -> str:

@@ -61,3 +61,12 @@ class Token:
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the likeliest (id, logprob), best first
     finish_reason: FinishReason | None = None  # set on the last token
     is_end: bool = False  # an end-of-text token that ends the sequence: not part of the text
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row's outcome; token_id is None when the logits held no finite number."""
+
+    token_id: int | None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()

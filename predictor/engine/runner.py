@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from predictor.engine.cache import SlotAllocator
-from predictor.engine.sampler import Sampled, sample
+from predictor.engine.params import Sampled
+from predictor.engine.sampler import sample
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.model.gpt2 import GPT2, Rows, Span
 

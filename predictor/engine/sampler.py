@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from predictor.engine.params import SamplingParams
+from predictor.engine.params import Sampled, SamplingParams
 from predictor.engine.philox import uniform
 
 # Penalties may push a logit past fp32 (a repetition penalty of 1e-300 is legal); it is held at this.
@@ -33,15 +32,6 @@ class Draws(Protocol):
 
     @property
     def params(self) -> SamplingParams: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One row's outcome; token_id is None when the logits held no finite number."""
-
-    token_id: int | None
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 def sample(logits: Tensor, sequences: SequenceOf[Draws]) -> list[Sampled]:
@@ -133,9 +123,8 @@ def _choose(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int]:
 def draw(candidates: Tensor, sequences: SequenceOf[Draws]) -> Tensor:
     """Draw one index per row from candidates [B, k], by inverting the cumulative distribution at one uniform number.
 
-    Top-p needs the candidates best first; without it any order serves. All sums are fp64 and run left to right.
-    The number is a function of (seed, tokens so far) alone. Top-p keeps the smallest set whose mass reaches p
-    (Holtzman et al. 2020).
+    Top-p needs the candidates best first; without it any order serves. All sums are fp64. The number is a function of
+    (seed, tokens so far) alone. Top-p keeps the smallest set whose mass reaches p (Holtzman et al. 2020).
     """
 
     def column(values: SequenceOf[float]) -> Tensor:

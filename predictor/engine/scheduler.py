@@ -11,8 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from predictor.engine.cache import SlotAllocator
-from predictor.engine.params import FinishReason, Token
-from predictor.engine.sampler import Sampled
+from predictor.engine.params import FinishReason, Sampled, Token
 from predictor.engine.sequence import Request, Sequence
 from predictor.errors import EngineFailed, PredictorError
 
@@ -91,32 +90,34 @@ class Scheduler:
         """Choose the next step's rows; empty when there is nothing to do."""
         batch = Batch()
         batch.work = [_decode(sequence) for sequence in self._running if not sequence.in_prefill]
+        self._fork(batch)
         self._prefill(batch)
         return batch
 
+    def _fork(self, batch: Batch) -> None:
+        """Start siblings: they stand at the head of the queue and cost no rows."""
+        while self._waiting and not self._waiting[0].leads and len(self._running) < self._max_running:
+            if not self._admit_sibling(self._waiting[0], batch):
+                return
+            batch.forks.append(self._waiting[0])
+            self._running.append(self._waiting.popleft())
+
     def _prefill(self, batch: Batch) -> None:
+        """Add chunks while they fit, the first in any case: of prompts begun, then of new requests."""
         rows = len(batch.work)
-        first = True
+        limit = max(self._step_tokens, rows + self._chunk_tokens)
         for sequence in [s for s in self._running if s.in_prefill]:
             chunk = self._chunk(sequence)
-            if not first and rows + len(chunk.token_ids) > self._step_tokens:
+            if rows + len(chunk.token_ids) > limit:
                 return
             batch.work.append(chunk)
-            rows, first = rows + len(chunk.token_ids), False
-        while self._waiting and len(self._running) < self._max_running:
+            rows += len(chunk.token_ids)
+        while self._waiting and self._waiting[0].leads and len(self._running) < self._max_running:
             sequence = self._waiting[0]
-            if sequence.leads:
-                chunk_rows = min(self._chunk_tokens, len(sequence.request.prompt_ids))
-                if not first and rows + chunk_rows > self._step_tokens:
-                    return
-                if not self._admit_leader(sequence):
-                    return
-                batch.work.append(self._chunk(sequence))
-                rows, first = rows + chunk_rows, False
-            else:
-                if not self._admit_sibling(sequence, batch):
-                    return
-                batch.forks.append(sequence)
+            rows += min(self._chunk_tokens, len(sequence.prompt_ids))
+            if rows > limit or not self._admit_leader(sequence):
+                return
+            batch.work.append(self._chunk(sequence))
             self._running.append(self._waiting.popleft())
 
     def _admit_leader(self, sequence: Sequence) -> bool:
@@ -151,7 +152,8 @@ class Scheduler:
             sequence.computed += len(work.token_ids)
             if work.samples and sequence.leads and not sequence.output_ids:
                 # The prompt is computed: the siblings go first, before requests that came later.
-                self._waiting.extendleft(reversed(sequence.request.pending))
+                for sibling in sequence.request.pending:
+                    self._waiting.insert(self._siblings_waiting(), sibling)
         for sequence, sample in zip(batch.sampling, sampled, strict=True):
             if sequence.done:
                 continue  # a sink closed its sibling in this very loop

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from predictor.engine.params import SamplingParams, Token
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from predictor.engine.cache import SlotRange
 
 # Called in the engine's thread with each token, or with the error that ended the sequence.

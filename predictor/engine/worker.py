@@ -100,7 +100,7 @@ class EngineWorker:
             except Exception as error:  # the one place where the engine meets its callers
                 logger.exception("a step failed; its requests end with an error")
                 # CUDA errors stick to the process: nothing after them can be trusted.
-                self._failed = "CUDA error" in str(error)
+                self._failed = self._failed or "CUDA error" in str(error)
                 self._engine.end_all(lambda: EngineFailed("the engine failed; the server's log has more"))
             self._load = self._engine.load
             self._outbox.flush()

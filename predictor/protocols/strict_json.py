@@ -61,8 +61,10 @@ def _refuse_surrogates(value: Any) -> None:
     while pending:
         each = pending.pop()
         if isinstance(each, str):
-            if any("\ud800" <= character <= "\udfff" for character in each):
-                raise InvalidRequest("a string holds half of a surrogate pair, which is no character")
+            try:
+                each.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest("a string holds half of a surrogate pair, which is no character") from error
         elif isinstance(each, dict):
             pending += [*each.keys(), *each.values()]
         elif isinstance(each, list):

@@ -8,6 +8,7 @@ from email.message import Message
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from predictor.errors import Cancelled, TooLarge, UnsupportedMediaType
 
@@ -42,10 +43,13 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     if declared.isdigit() and int(declared) > limit_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise too_large
+    except ClientDisconnect as error:
+        raise Cancelled("the client went away while it sent the body") from error
     return bytes(body)
 
 

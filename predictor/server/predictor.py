@@ -37,6 +37,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         self.ready = True
         self.engine = True
         self._language_model: LanguageModel | None = None
+        self.load_abandoned = False  # a stop came while a load ran that cannot be interrupted
         self._stopping = threading.Event()
         self._limits = v1.Limits(settings.max_instances, settings.timeout_s)
 
@@ -64,6 +65,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
             await asyncio.wait({loaded, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not loaded.done():
                 await asyncio.wait({loaded}, timeout=_ABANDON_LOAD_S)
+            self.load_abandoned = not loaded.done()
             if loaded.done():
                 loaded.result()
         except LoadCancelled:
@@ -80,24 +82,14 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
         settings = self.settings
         folder = resolve(settings.model_source, settings.revision)
-        options = BackendOptions(
-            folder=folder,
-            dtype=settings.dtype,
-            device=settings.device,
-            kv_memory_mib=settings.kv_memory_mib,
-            max_running=settings.max_running,
-            prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            step_tokens=settings.step_tokens,
-            queue_limit=settings.queue_limit,
-            threads=settings.threads,
-        )
+        options = BackendOptions.from_settings(settings, folder)
         with LogProgress(f"loading {self.name}") as progress:
             backend = open_backend(settings.backend, options, progress, self._stopping)
-        if self._stopping.is_set():
-            backend.stop()
-            raise LoadCancelled("told to stop while loading")
         self._watch(backend)
         self._language_model = LanguageModel(backend)
+        if self._stopping.is_set():  # looked at after the assignment: a stop finds the model, or is found here
+            backend.stop()
+            raise LoadCancelled("told to stop while loading")
         logger.info("%s is ready: %s, %s on %s", self.name, settings.backend, backend.dtype, backend.device)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from kserve import ModelRepository
 from starlette.exceptions import HTTPException
 
-from predictor.errors import Forbidden, NotFound, NotReady, Unimplemented
+from predictor.errors import DeadlineExceeded, Forbidden, NotFound, NotReady, Unimplemented
 from predictor.observability import REQUEST_SECONDS, REQUESTS
 from predictor.protocols import strict_json
 from predictor.server.body import check_media_type, read_body, until_disconnect
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def make_router(models: ModelRepository, settings: Settings) -> APIRouter:
     """Our routes over KServe's registry of models."""
-    router = APIRouter()
+    router = APIRouter(include_in_schema=False)  # /openapi.json: KServe's own until ours has examples
 
     def find(name: str) -> Predictor:
         model = models.get_model(name)
@@ -107,7 +108,11 @@ def make_router(models: ModelRepository, settings: Settings) -> APIRouter:
 async def _predict(model: Predictor, request: Request, settings: Settings) -> dict[str, Any]:
     model.language_model()  # 503 before the body is read
     check_media_type(request)
-    body = strict_json.loads(await read_body(request, settings.max_body_bytes))
+    try:
+        sent = await asyncio.wait_for(read_body(request, settings.max_body_bytes), settings.timeout_s)
+    except asyncio.TimeoutError as error:
+        raise DeadlineExceeded(f"the body took longer than {settings.timeout_s:g} s to arrive") from error
+    body = strict_json.loads(sent)
     result, _ = await until_disconnect(request, model(body, headers=dict(request.headers)))
     return dict(result)
 

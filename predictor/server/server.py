@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 
 import kserve
@@ -70,7 +71,8 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
             failed = next((task.exception() for task in done if task.exception() is not None), None)
             if failed is not None:
                 http.should_exit = True
-                await asyncio.wait(pending)
+                if pending:
+                    await asyncio.wait(pending)
                 raise failed
         finally:
             drain.cancel()
@@ -92,4 +94,9 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `PredictorError` when the model cannot be loaded."""
     predictor = Predictor(settings)
     Server(settings).start([predictor])
+    if predictor.load_abandoned:
+        # The loading thread is inside a library: Python would wait for its download threads, or pull the interpreter
+        # away under it. Nothing is left to save.
+        logging.shutdown()
+        os._exit(0)
     predictor.join(_LAST_STEP_S)

@@ -5,9 +5,8 @@ However the string is cut into tokens: the match is on bytes.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 from predictor.text.vocabulary import Vocabulary
 
@@ -19,8 +18,7 @@ class BannedStrings:
         self._token_bytes = vocabulary.token_bytes
         self._sorted = vocabulary.sorted_tokens
         banned = {string.encode() for string in strings}
-        contains = re.compile(b"|".join(map(re.escape, banned)))
-        self._always = {token_id for token, token_id in self._sorted if contains.search(token)} if banned else set()
+        self._always = {token_id for string in banned for token_id in _containing(string, vocabulary)}
         # What must not follow: after text that ends in `head`, no token may begin with the string's rest.
         self._completions: dict[bytes, set[int]] = {}
         for string in banned:
@@ -29,12 +27,10 @@ class BannedStrings:
         self._longest = max(map(len, banned), default=0)
 
     def _beginning_with(self, prefix: bytes) -> list[int]:
-        ids = []
-        for token, token_id in self._sorted[bisect_left(self._sorted, (prefix, -1)) :]:
-            if not token.startswith(prefix):
-                break
-            ids.append(token_id)
-        return ids
+        first = place = bisect_left(self._sorted, (prefix, -1))
+        while place < len(self._sorted) and self._sorted[place][0].startswith(prefix):
+            place += 1
+        return [token_id for _, token_id in self._sorted[first:place]]
 
     def banned_after(self, token_ids: Sequence[int]) -> list[int]:
         """The ids that would complete a banned string after `token_ids`."""
@@ -48,3 +44,13 @@ class BannedStrings:
         for length in range(1, min(self._longest - 1, len(tail)) + 1):
             banned |= self._completions.get(tail[-length:], set())
         return sorted(banned)
+
+
+def _containing(string: bytes, vocabulary: Vocabulary) -> Iterator[int]:
+    """The ids of the tokens that contain `string` whole."""
+    joined, starts = vocabulary.joined_tokens
+    place = joined.find(string)
+    while place >= 0:
+        number = bisect_right(starts, place) - 1
+        yield vocabulary.sorted_tokens[number][1]
+        place = joined.find(string, starts[number + 1])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Protocol
 
 from predictor.text.vocabulary import Vocabulary
+
+# Prompt tokens that the window detokenizer begins with: enough for any spacing rule.
+_NEIGHBOURS = 6
 
 
 class Detokenizer(Protocol):
@@ -13,8 +17,9 @@ class Detokenizer(Protocol):
         """The text that became certain with this token; often a word, sometimes nothing."""
 
 
-def new_detokenizer(vocabulary: Vocabulary) -> Detokenizer:
-    return _Bytes(vocabulary) if vocabulary.byte_level else _Window(vocabulary)
+def new_detokenizer(vocabulary: Vocabulary, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+    """A detokenizer for what follows `prompt_ids`."""
+    return _Bytes(vocabulary) if vocabulary.byte_level else _Window(vocabulary, prompt_ids)
 
 
 class _Bytes:
@@ -39,10 +44,10 @@ class _Window:
     The window begins at a token whose text is already out, so that spacing rules see a neighbour.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = vocabulary.tokenizer
-        self._window: list[int] = []
-        self._known = 0  # tokens of the window whose text is out
+        self._window = list(prompt_ids[-_NEIGHBOURS:])
+        self._known = len(self._window)  # tokens of the window whose text is out
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)

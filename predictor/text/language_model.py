@@ -10,8 +10,9 @@ from predictor.backends.base import Backend
 from predictor.engine.params import SamplingParams
 from predictor.errors import InvalidRequest
 from predictor.text.banned import BannedStrings
+from predictor.text.deadline import Deadline
 from predictor.text.request import Completion, TextRequest
-from predictor.text.stream import TextStream, collect_within
+from predictor.text.stream import TextStream
 from predictor.text.vocabulary import Vocabulary
 
 _DEFAULT_NEW_TOKENS = 64
@@ -33,17 +34,36 @@ class LanguageModel:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.vocabulary = Vocabulary(backend.tokenizer)
+        self.vocabulary.prepare()
 
     async def submit(self, requests: list[TextRequest]) -> list[list[TextStream]]:
         """Check, encode and queue, all or none; a stream per request and sample. The caller closes every stream.
 
         Raises `InvalidRequest` naming the field, `QueueFull`, or `NotReady`.
         """
-        size = sum(len(request.prompt) for request in requests)
-        if size <= _INLINE_CHARACTERS and not any(request.bad_words for request in requests):
-            prepared = [self.prepare(request) for request in requests]
-        else:
-            prepared = await asyncio.to_thread(lambda: [self.prepare(request) for request in requests])
+        return self._start(requests, await self._prepare_all(requests))
+
+    async def generate(self, requests: list[TextRequest], default_timeout_s: float) -> list[list[Completion]]:
+        """Whole completions, a list of n per request. Raises `DeadlineExceeded` when one ran out of time."""
+        deadlines = [Deadline(request.timeout_s or default_timeout_s) for request in requests]
+        soonest = min(deadlines, key=lambda deadline: deadline.timeout_s)
+        rows = self._start(requests, await soonest.hold(self._prepare_all(requests), "preparing the prompts"))
+        streams = [stream for row in rows for stream in row]
+        collected = [
+            asyncio.ensure_future(deadline.hold(stream.collect(), request.name))
+            for row, deadline, request in zip(rows, deadlines, requests, strict=True)
+            for stream in row
+        ]
+        try:
+            completions = iter(await asyncio.gather(*collected))
+            return [[next(completions) for _ in row] for row in rows]
+        finally:
+            for task in collected:
+                task.cancel()
+            for stream in streams:
+                await stream.aclose()
+
+    def _start(self, requests: list[TextRequest], prepared: list[_Prepared]) -> list[list[TextStream]]:
         streams = self.backend.submit([(each.prompt_ids, each.params) for each in prepared])
         return [
             [
@@ -53,27 +73,18 @@ class LanguageModel:
             for row, request, each in zip(streams, requests, prepared, strict=True)
         ]
 
-    async def generate(self, requests: list[TextRequest], default_timeout_s: float) -> list[list[Completion]]:
-        """Whole completions, a list of n per request. Raises `DeadlineExceeded` when one ran out of time."""
-        rows = await self.submit(requests)
-        streams = [stream for row in rows for stream in row]
-        try:
-            collected = [
-                asyncio.ensure_future(collect_within(stream, request.timeout_s or default_timeout_s, request.name))
-                for row, request in zip(rows, requests, strict=True)
-                for stream in row
-            ]
-            try:
-                completions = iter(await asyncio.gather(*collected))
-            finally:
-                for task in collected:
-                    task.cancel()
-            return [[next(completions) for _ in row] for row in rows]
-        finally:
-            for stream in streams:
-                await stream.aclose()
+    async def _prepare_all(self, requests: list[TextRequest]) -> list[_Prepared]:
+        filters: dict[tuple[str, ...], BannedStrings] = {}  # prompts of one request mostly share their list
 
-    def prepare(self, request: TextRequest) -> _Prepared:
+        def work() -> list[_Prepared]:
+            return [self._prepare(request, filters) for request in requests]
+
+        size = sum(len(request.prompt) for request in requests)
+        if size <= _INLINE_CHARACTERS and not any(request.bad_words for request in requests):
+            return work()
+        return await asyncio.to_thread(work)
+
+    def _prepare(self, request: TextRequest, filters: dict[tuple[str, ...], BannedStrings]) -> _Prepared:
         """Encode and resolve what depends on the model: defaults, the context, token ids."""
         context, vocabulary = self.backend.context, self.vocabulary
         longest = vocabulary.longest_token
@@ -101,7 +112,7 @@ class LanguageModel:
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             logit_bias=request.logit_bias,
-            token_filter=self._banned(request),
+            token_filter=self._banned(request, filters),
             end_tokens=frozenset() if vocabulary.end_token is None else frozenset({vocabulary.end_token}),
             ignore_eos=request.ignore_eos,
             seed=secrets.randbits(64) if request.seed is None else request.seed,
@@ -157,10 +168,12 @@ class LanguageModel:
                     f"logit_bias: token ids must be below the vocabulary of {vocabulary}, got {token_id}",
                     param="logit_bias",
                 )
-        if request.bad_words and not self.vocabulary.byte_level:
-            raise InvalidRequest("bad_words needs a byte-level tokenizer, and this model's is not", param="bad_words")
 
-    def _banned(self, request: TextRequest) -> BannedStrings | None:
-        if not request.bad_words or not self.vocabulary.byte_level:
+    def _banned(self, request: TextRequest, filters: dict[tuple[str, ...], BannedStrings]) -> BannedStrings | None:
+        if not request.bad_words:
             return None
-        return BannedStrings(request.bad_words, self.vocabulary)
+        if not self.vocabulary.byte_level:
+            raise InvalidRequest("bad_words needs a byte-level tokenizer, and this model's is not", param="bad_words")
+        if request.bad_words not in filters:
+            filters[request.bad_words] = BannedStrings(request.bad_words, self.vocabulary)
+        return filters[request.bad_words]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from predictor.engine.params import SamplingParams, Token
+from predictor.engine.params import FinishReason, SamplingParams, Token
 from predictor.engine.stream import TokenStream
-from predictor.errors import DeadlineExceeded
 from predictor.text.detokenizer import new_detokenizer
 from predictor.text.request import Completion, LogProb, TextDelta, TextRequest
 from predictor.text.stop import StopMatcher
@@ -31,22 +29,27 @@ class TextStream(AsyncIterator[TextDelta]):
         self._vocabulary = vocabulary
         self._tokens = tokens
         self._params = params
-        self._detokenizer = new_detokenizer(vocabulary)
+        self._detokenizer = new_detokenizer(vocabulary, prompt_ids)
         self._stop = StopMatcher(request.stop)
         self._count = 0
-        self._ended = False
+        # Why it ended: the last delta's reason, `cancelled` when it was closed before, `error` when the backend failed.
+        self.finish_reason: FinishReason | None = None
 
     async def __anext__(self) -> TextDelta:
-        if self._ended:
+        if self.finish_reason is not None:
             raise StopAsyncIteration
-        token = await self._tokens.__anext__()
-        delta = self._delta(token)
+        try:
+            delta = self._delta(await self._tokens.__anext__())
+        except Exception:
+            self.finish_reason = "error"
+            raise
         if delta.finish_reason is not None:
-            await self.aclose()
+            self.finish_reason = delta.finish_reason
+            await self._tokens.aclose()
         return delta
 
     async def aclose(self) -> None:
-        self._ended = True
+        self.finish_reason = self.finish_reason or "cancelled"
         await self._tokens.aclose()
 
     def _delta(self, token: Token) -> TextDelta:
@@ -90,13 +93,3 @@ class TextStream(AsyncIterator[TextDelta]):
             else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
             top_logprobs=tuple(delta.top_logprobs for delta in tokens),
         )
-
-
-async def collect_within(stream: TextStream, timeout_s: float, name: str) -> Completion:
-    """`stream.collect()`, or `DeadlineExceeded` after `timeout_s`."""
-    try:
-        return await asyncio.wait_for(stream.collect(), timeout_s)
-    except asyncio.TimeoutError as error:
-        raise DeadlineExceeded(
-            f"{name} took longer than {timeout_s:g} s; ask for fewer tokens or a longer timeout_s"
-        ) from error
