@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from predictor.backends.base import BackendOptions, open_backend
 from predictor.checkpoints.source import resolve
+from predictor.errors import InvalidRequest
 from predictor.protocols.parameters import parse_parameters
 from predictor.settings import Settings
 from predictor.text.language_model import LanguageModel
@@ -20,6 +21,10 @@ _LAST_STEP_S = 30.0
 
 async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: Settings) -> None:
     """Print prompt and completion; several samples come one after the other, each under its seed."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("the prompt is not UTF-8") from error
     checked = parse_parameters(parameters, "generate", settings.timeout_s)
     folder = resolve(settings.model_source, settings.revision)
     options = BackendOptions.from_settings(settings, folder)

@@ -114,6 +114,11 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("logprobs 21", v1(logprobs=21, details=True), "logprobs"),
     ("logprobs true", v1(logprobs=True, details=True), "logprobs"),
     ("logprobs without details", v1(logprobs=2), "details"),
+    (
+        "an answer of too many logprobs",
+        body(instances=["a"] * 8, parameters={"logprobs": 20, "details": True, "n": 16, "max_new_tokens": 100}),
+        "logprobs",
+    ),
     ("return_full_text a string", v1(return_full_text="yes"), "return_full_text"),
     ("details null", v1(details=None), "details"),
     ("stream", v1(stream=True), "stream"),

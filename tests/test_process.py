@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, left_out
-from tests.processes import ServerProcess, serving
+from tests.processes import ServerProcess, free_port, serving
 
 BARD = ROOT / "models" / "bard"
 
@@ -190,6 +190,46 @@ def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(bard: ServerPro
         time.sleep(0.2)
     wait_for(lambda: 'code="499"' in bard.get("/metrics").text)
     assert 'code="500"' not in bard.get("/metrics").text
+
+
+def test_an_upload_that_stalls_is_told_of_the_shutdown(log: Path) -> None:
+    with serving(log, "--model", f"aitextgen={BARD}") as server:
+        server.wait_until_ready("aitextgen")
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(
+                b"POST /v1/models/aitextgen:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
+            )
+            time.sleep(0.3)
+            server.terminate()
+            answer = connection.makefile("rb").read().decode()
+        assert answer.startswith("HTTP/1.1 503")
+        assert answer.rstrip().endswith('{"error":"the server is shutting down; send the request again"}')
+        assert server.wait(20) == 0
+        assert "Traceback" not in log.read_text()
+
+
+def test_a_large_answer_holds_up_nobody(bard: ServerProcess) -> None:
+    each = {"n": 16, "logprobs": 20, "details": True, "max_new_tokens": 90, "ignore_eos": True}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(bard.predict, "aitextgen", {"instances": ["O"] * 8, "parameters": each})
+        while not answer.done():
+            assert bard.get("/v1/models/aitextgen").status_code == 200
+        assert len(answer.result().json()["predictions"][7][15]["logprobs"]["top_logprobs"]) == 90
+
+
+@pytest.mark.parametrize(("command", "code"), [("serve", 0), ("finetune", 143), ("generate", 143)])
+def test_only_a_server_that_is_stopped_has_done_its_work(tmp_path: Path, command: str, code: int) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 500)
+    flags = {
+        "serve": ["--host", "127.0.0.1", "--port", str(free_port())],
+        "finetune": ["--data", str(text), "--out", str(tmp_path / "out")],
+        "generate": ["O", "--max-new-tokens", "250"],
+    }
+    process = subprocess.Popen([sys.executable, "-m", "predictor", command, *flags[command]], cwd=ROOT)
+    wait_for(lambda: catches_sigterm(process.pid))
+    process.terminate()
+    assert process.wait(30) == code
 
 
 def test_a_huge_list_of_banned_words_holds_up_nobody(bard: ServerProcess) -> None:

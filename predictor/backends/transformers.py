@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 class TransformersBackend(WorkerBackend):
     def __init__(self, options: BackendOptions, progress: Progress, stop: threading.Event) -> None:
         try:
-            config = AutoConfig.from_pretrained(options.folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{options.folder}: {error}") from error
+            config = AutoConfig.from_pretrained(options.folder, trust_remote_code=False)
+        except Exception as error:  # over a damaged file every library below raises what it likes
+            raise CheckpointError(f"transformers cannot read {options.folder}: {error}") from error
         context = _context(config)
         super().__init__(options, int(config.vocab_size), context)
         device = choose_device(options.device)
@@ -41,9 +41,9 @@ class TransformersBackend(WorkerBackend):
         keyword = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                options.folder, output_loading_info=True, **{keyword: dtype}
+                options.folder, output_loading_info=True, trust_remote_code=False, **{keyword: dtype}
             )
-        except Exception as error:  # over a damaged file every library below raises what it likes
+        except Exception as error:  # as above
             raise CheckpointError(f"transformers cannot load {options.folder}: {error}") from error
         model, told = loaded
         if told["missing_keys"]:  # it would go on with random numbers in their place

@@ -32,7 +32,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no config.json: is it a Hugging Face checkpoint?") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} is not a JSON object")

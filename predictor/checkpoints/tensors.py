@@ -121,6 +121,8 @@ class TensorFiles:
         tensor = file.tensor(prefix + name)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"{prefix + name} has shape {tuple(tensor.shape)}, and config.json makes it {shape}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{prefix + name} holds {tensor.dtype} and must hold floating-point numbers")
         self._last = tensor if file.mapped else None
         return tensor
 

@@ -31,9 +31,9 @@ def check_media_type(request: Request) -> None:
     media_type = declared.split(";", 1)[0].strip().lower()
     if media_type not in _READ_AS_JSON and not (media_type.startswith("application/") and media_type.endswith("+json")):
         raise UnsupportedMediaType(f"content-type {declared[:60]} is not read; send application/json")
-    charset = str(header.get_param("charset", "utf-8")).lower()
-    if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType(f"charset {charset[:60]} is not read; JSON is UTF-8")
+    charset = header.get_param("charset", "utf-8")
+    if not isinstance(charset, str) or charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"content-type {declared[:60]} is not read; JSON is UTF-8")
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

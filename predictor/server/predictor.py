@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import kserve
 
@@ -21,6 +22,7 @@ from predictor.text.request import Completion
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Results = tuple[v1.Predict, list[list[Completion]]]
 
 # How long a stop waits for a load that cannot be interrupted (transformers and aitextgen load in one call).
@@ -134,7 +136,19 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         predict, rows = result
         PROMPT_TOKENS.labels(self.name).inc(sum(completions[0].prompt_tokens for completions in rows))
         COMPLETION_TOKENS.labels(self.name).inc(sum(each.completion_tokens for row in rows for each in row))
-        return v1.render(predict, rows)
+        return await asyncio.to_thread(v1.render, predict, rows)  # it may be hundreds of thousands of numbers
+
+    async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which is not yet a request; when the server stops first, cancel it and raise `NotReady`."""
+        task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self._wait_for_stop())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise NotReady("the server is shutting down; send the request again")
+            return task.result()
+        finally:
+            task.cancel()
+            stopped.cancel()
 
     def drain(self) -> None:
         """Refuse what comes from now on; what runs goes on."""

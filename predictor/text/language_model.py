@@ -15,6 +15,9 @@ from predictor.text.request import Completion, TextRequest
 from predictor.text.stream import TextStream
 from predictor.text.vocabulary import Vocabulary
 
+# Log-probabilities in one answer, alternatives counted: 250,000 are about 15 MB of JSON.
+_MAX_LOGPROBS = 250_000
+
 _DEFAULT_NEW_TOKENS = 64
 _DEFAULT_TOP_K = 50
 
@@ -77,7 +80,9 @@ class LanguageModel:
         filters: dict[tuple[str, ...], BannedStrings] = {}  # prompts of one request mostly share their list
 
         def work() -> list[_Prepared]:
-            return [self._prepare(request, filters) for request in requests]
+            prepared = [self._prepare(request, filters) for request in requests]
+            _check_size([each.params for each in prepared])
+            return prepared
 
         size = sum(len(request.prompt) for request in requests)
         if size <= _INLINE_CHARACTERS and not any(request.bad_words for request in requests):
@@ -154,18 +159,21 @@ class LanguageModel:
     def _check_model_limits(self, request: TextRequest, params: SamplingParams) -> None:
         if params.min_new_tokens > params.max_new_tokens:
             raise InvalidRequest(
-                f"min_new_tokens must be at most max_new_tokens ({params.max_new_tokens}), got {params.min_new_tokens}",
+                f"{request.name}: min_new_tokens must be at most max_new_tokens ({params.max_new_tokens}), "
+                f"got {params.min_new_tokens}",
                 param="min_new_tokens",
             )
         vocabulary = self.backend.vocabulary
         if params.top_k > vocabulary:
             raise InvalidRequest(
-                f"top_k must be at most the vocabulary of {vocabulary}, got {params.top_k}", param="top_k"
+                f"{request.name}: top_k must be at most the vocabulary of {vocabulary}, got {params.top_k}",
+                param="top_k",
             )
         for token_id in params.logit_bias:
             if token_id >= vocabulary:
                 raise InvalidRequest(
-                    f"logit_bias: token ids must be below the vocabulary of {vocabulary}, got {token_id}",
+                    f"{request.name}: logit_bias: token ids must be below the vocabulary of {vocabulary}, "
+                    f"got {token_id}",
                     param="logit_bias",
                 )
 
@@ -177,3 +185,14 @@ class LanguageModel:
         if request.bad_words not in filters:
             filters[request.bad_words] = BannedStrings(request.bad_words, self.vocabulary)
         return filters[request.bad_words]
+
+
+def _check_size(params: list[SamplingParams]) -> None:
+    """Refuse an answer that would hold more log-probabilities than one message should."""
+    asked = sum(each.n * each.max_new_tokens * (each.logprobs + 1) for each in params if each.logprobs is not None)
+    if asked > _MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"logprobs: the answer could hold {asked} of them and must not hold more than {_MAX_LOGPROBS}; "
+            "ask for fewer alternatives, tokens, samples or prompts",
+            param="logprobs",
+        )
