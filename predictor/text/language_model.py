@@ -80,7 +80,7 @@ class LanguageModel:
         filters: dict[tuple[str, ...], BannedStrings] = {}  # prompts of one request mostly share their list
 
         def work() -> list[_Prepared]:
-            prepared = [self._prepare(request, filters) for request in requests]
+            prepared = [self.prepare(request, filters) for request in requests]
             _check_size([each.params for each in prepared])
             return prepared
 
@@ -89,8 +89,11 @@ class LanguageModel:
             return work()
         return await asyncio.to_thread(work)
 
-    def _prepare(self, request: TextRequest, filters: dict[tuple[str, ...], BannedStrings]) -> _Prepared:
-        """Encode and resolve what depends on the model: defaults, the context, token ids."""
+    def prepare(self, request: TextRequest, filters: dict[tuple[str, ...], BannedStrings] | None = None) -> _Prepared:
+        """Encode and resolve what depends on the model: defaults, the context, token ids.
+
+        `filters` keeps banned strings from one prompt to the next.
+        """
         context, vocabulary = self.backend.context, self.vocabulary
         longest = vocabulary.longest_token
         if longest and len(request.prompt) > context * longest:
@@ -117,7 +120,7 @@ class LanguageModel:
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             logit_bias=request.logit_bias,
-            token_filter=self._banned(request, filters),
+            token_filter=self._banned(request, {} if filters is None else filters),
             end_tokens=frozenset() if vocabulary.end_token is None else frozenset({vocabulary.end_token}),
             ignore_eos=request.ignore_eos,
             seed=secrets.randbits(64) if request.seed is None else request.seed,
