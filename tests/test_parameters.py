@@ -303,7 +303,7 @@ def prepared(prompt: str, fields: dict[str, Any], vocabulary: int = VOCABULARY, 
         tokenizer=byte_tokenizer(), context=CONTEXT, vocabulary=vocabulary, check=lambda params: None
     )
     request = parse(fields).request(prompt, "instances[0]")
-    return LanguageModel(backend).prepare(replace(request, **changes))  # type: ignore[arg-type]
+    return LanguageModel(backend).prepare(replace(request, **changes))
 
 
 def test_by_default_64_new_tokens_or_what_the_context_leaves() -> None:

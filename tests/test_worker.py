@@ -149,7 +149,7 @@ async def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(worker: E
 
 
 async def test_a_device_that_is_lost_makes_the_worker_unhealthy(worker: EngineWorker, forward: Scripted) -> None:
-    forward.logits = _cuda_error  # type: ignore[method-assign]
+    forward.logits = _cuda_error
     ((stream,),) = worker.submit([([1], params())])
     with pytest.raises(EngineFailed):
         await collect(stream)

@@ -12,7 +12,7 @@ class TokenStream(AsyncIterator[Token]):
     """The tokens of one sequence. `aclose` frees it within one step, finished or not; it may be called twice."""
 
     def __init__(self, on_close: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Token | Exception] = asyncio.Queue()
         self._on_close = on_close
         self._ended = False
@@ -26,6 +26,14 @@ class TokenStream(AsyncIterator[Token]):
             raise item
         self._ended = item.finish_reason is not None
         return item
+
+    def deliver(self, item: Token | Exception) -> None:
+        """Add what arrived; on the stream's own loop."""
+        self._arrived.put_nowait(item)
+
+    def abandon(self) -> None:
+        """Send the sequence away when the stream's loop is gone; from any thread."""
+        self._on_close()
 
     async def aclose(self) -> None:
         if not self._ended:
@@ -41,7 +49,7 @@ class Outbox:
 
     def sink(self, stream: TokenStream) -> Callable[[Token | Exception], None]:
         """A function that queues an item for `stream`; for the engine's thread only."""
-        return lambda item: self._items.setdefault(stream._loop, []).append((stream, item))
+        return lambda item: self._items.setdefault(stream.loop, []).append((stream, item))
 
     def flush(self) -> None:
         """Hand over what gathered, one call per event loop."""
@@ -51,9 +59,9 @@ class Outbox:
                 loop.call_soon_threadsafe(_deliver, arrivals)
             except RuntimeError:  # the loop is closed: nobody listens any more
                 for stream, _ in arrivals:
-                    stream._on_close()
+                    stream.abandon()
 
 
 def _deliver(arrivals: list[tuple[TokenStream, Token | Exception]]) -> None:
     for stream, item in arrivals:
-        stream._arrived.put_nowait(item)
+        stream.deliver(item)
