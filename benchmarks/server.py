@@ -10,6 +10,7 @@ machine and take their share of its cores.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -64,15 +65,14 @@ class Server:
         self.ready_s = self._wait(lambda code: code == 200)
 
     def _wait(self, done: Any) -> float:
-        while True:
-            try:
-                if done(httpx.get(f"{self.url}/v1/models/aitextgen").status_code):
-                    return time.perf_counter() - self.began
-            except httpx.TransportError:
-                pass
-            if self.process.poll() is not None:
-                raise SystemExit(f"the server ended:\n{Path(self.log.name).read_text()}")
-            time.sleep(0.02)
+        with httpx.Client(base_url=self.url) as client:  # one, because making one takes as long as an answer
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if done(client.get("/v1/models/aitextgen").status_code):
+                        return time.perf_counter() - self.began
+                if self.process.poll() is not None:
+                    raise SystemExit(f"the server ended:\n{Path(self.log.name).read_text()}")
+                time.sleep(0.1)
 
     def peak_bytes(self) -> int:
         """The largest resident set so far, from Linux."""
