@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from predictor.errors import Cancelled, TooLarge, UnsupportedMediaType
+from predictor.errors import Cancelled, PredictorError, TooLarge, UnsupportedMediaType
 
 T = TypeVar("T")
 
@@ -53,20 +53,24 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, cancelling it when the client goes away; then `Cancelled`. The body must have been read."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+async def unless(event: Coroutine[Any, Any, None], error: PredictorError, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; when `event` comes first, cancel it, wait until it has let go, and raise `error`."""
+    task, coming = asyncio.ensure_future(work), asyncio.ensure_future(event)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, coming}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Cancelled("the client went away")
+            raise error
         return task.result()
     finally:
-        gone.cancel()
+        coming.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` unless the client goes away; then `Cancelled`. The body must have been read."""
+    return await unless(_disconnected(request), Cancelled("the client went away"), work)
 
 
 async def _disconnected(request: Request) -> None:

@@ -15,6 +15,7 @@ from predictor.checkpoints.source import resolve
 from predictor.errors import LoadCancelled, NotReady
 from predictor.observability import COMPLETION_TOKENS, KV_TOKENS, KV_TOKENS_USED, PROMPT_TOKENS, watch_load
 from predictor.protocols import v1
+from predictor.server.body import unless
 from predictor.server.progress import LogProgress
 from predictor.settings import Settings
 from predictor.text.language_model import LanguageModel
@@ -27,6 +28,8 @@ Results = tuple[v1.Predict, list[list[Completion]]]
 
 # How long a stop waits for a load that cannot be interrupted (transformers and aitextgen load in one call).
 _ABANDON_LOAD_S = 2.0
+
+_SHUTTING_DOWN = "the server is shutting down; send the request again"
 
 
 class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
@@ -101,10 +104,6 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         KV_TOKENS_USED.labels(self.name).set_function(lambda: backend.load.used_slots)
 
     @property
-    def loading(self) -> bool:
-        return self._language_model is None and not self._stopping.is_set()
-
-    @property
     def alive(self) -> bool:
         """False when only a restart can help: the engine's thread is gone or stuck, or the device has failed."""
         return self._language_model is None or self._language_model.backend.healthy
@@ -116,7 +115,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def language_model(self) -> LanguageModel:
         """The loaded model; raises `NotReady`."""
         if self._stopping.is_set():
-            raise NotReady("the server is shutting down; send the request again")
+            raise NotReady(_SHUTTING_DOWN)
         if self._language_model is None:
             raise NotReady(f"the model {self.name} is still loading; try again")
         return self._language_model
@@ -139,16 +138,8 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         return await asyncio.to_thread(v1.render, predict, rows)  # it may be hundreds of thousands of numbers
 
     async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`, which is not yet a request; when the server stops first, cancel it and raise `NotReady`."""
-        task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self._wait_for_stop())
-        try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise NotReady("the server is shutting down; send the request again")
-            return task.result()
-        finally:
-            task.cancel()
-            stopped.cancel()
+        """Await `work`, which is not yet a request, unless the server stops first; then `NotReady`."""
+        return await unless(self._wait_for_stop(), NotReady(_SHUTTING_DOWN), work)
 
     def drain(self) -> None:
         """Refuse what comes from now on; what runs goes on."""
