@@ -98,7 +98,7 @@ class GPT2:
                 norm_mlp=norm(f"h.{i}.ln_2"),
                 expand=linear(f"h.{i}.mlp.c_fc", E, N, gelu=True),
                 contract=linear(f"h.{i}.mlp.c_proj", N, E),
-                attention_scale=_attention_scale(config, i),
+                attention_scale=attention_scale(config, i),
             )
             for i in range(config.layers)
         ]
@@ -149,6 +149,6 @@ class GPT2:
         return context[None, :] <= context[span.context - span.rows :, None]
 
 
-def _attention_scale(config: GPT2Config, layer: int) -> float:
+def attention_scale(config: GPT2Config, layer: int) -> float:
     scale = 1.0 / math.sqrt(config.head_width) if config.scale_attention else 1.0
     return scale / (layer + 1) if config.scale_by_inverse_layer else scale

@@ -1,0 +1,129 @@
+"""GPT-2 over the compiled kernels: the same rows in, the same logits out as predictor.model.gpt2.GPT2."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from predictor.model.config import GPT2Config
+from predictor.model.cpu.library import (
+    ACTIVATIONS,
+    FORMATS,
+    OUTPUTS_PER_BLOCK,
+    TOKENS_PER_BLOCK,
+    WIDTHS,
+    Shape,
+    Step,
+    open_library,
+)
+from predictor.model.gpt2 import Fetch, Rows, attention_scale
+
+
+def unsupported(config: GPT2Config) -> str | None:
+    """Why these kernels cannot run a model of this shape; None where they can."""
+    for name, size in (("n_embd", config.width), ("n_embd / n_head", config.head_width), ("n_inner", config.inner_width)):
+        if size % 16:
+            return f"{name} is {size}, no multiple of 16"
+    return None
+
+
+class CPUGPT2:
+    """The packed weights and the step over them. Not for two threads at once."""
+
+    slot_multiple = TOKENS_PER_BLOCK
+
+    def __init__(
+        self, config: GPT2Config, fetch: Fetch, width: str, threads: int, instruction_set: str = ""
+    ) -> None:
+        """Pack what `fetch` gives, tensor by tensor, as `width` (float32, bfloat16 or int8).
+
+        `threads` compute; `instruction_set` is the best there is, or the one named (for tests).
+        """
+        self.config, self.width = config, width
+        self._library = open_library()
+        shape = Shape(
+            layers=config.layers, width=config.width, heads=config.heads, inner=config.inner_width,
+            vocabulary=config.vocabulary, context=config.context, number_width=WIDTHS[width],
+            activation=ACTIVATIONS[config.activation], tied=int(config.tied_embeddings), epsilon=config.epsilon,
+        )  # fmt: skip
+        scales = (ctypes.c_float * config.layers)(*(attention_scale(config, i) for i in range(config.layers)))
+        handle = self._library.gpt2_new(shape, scales, instruction_set.encode(), threads)
+        if not handle:
+            raise MemoryError(f"no memory or no threads for the CPU kernels ({threads} threads)")
+        self._handle = ctypes.c_void_p(handle)
+        weakref.finalize(self, self._library.gpt2_free, self._handle)
+        self._load(fetch)
+
+    def _load(self, fetch: Fetch) -> None:
+        c, E, N = self.config, self.config.width, self.config.inner_width
+
+        def matrix(number: int, name: str, shape: tuple[int, int], by_output: bool = False) -> None:
+            stored = fetch(name, shape)
+            if str(stored.dtype).removeprefix("torch.") not in FORMATS or not stored.is_contiguous():
+                stored = stored.float().contiguous()
+            kind = FORMATS[str(stored.dtype).removeprefix("torch.")]
+            self._library.gpt2_load_matrix(self._handle, number, stored.data_ptr(), kind, int(by_output))
+
+        def vector(address: int, name: str, *shape: int) -> None:
+            stored = fetch(name, shape).float().contiguous()
+            ctypes.memmove(address, stored.data_ptr(), stored.nbytes)
+
+        def norm(number: int, name: str) -> None:
+            for bias, part in enumerate(("weight", "bias")):
+                vector(self._library.gpt2_norm(self._handle, number, bias), f"{name}.{part}", E)
+
+        def linear(number: int, name: str, inputs: int, outputs: int) -> None:
+            matrix(number, f"{name}.weight", (inputs, outputs))
+            vector(self._library.gpt2_bias(self._handle, number), f"{name}.bias", outputs)
+
+        matrix(0, "wte.weight", (c.vocabulary, E), by_output=True)
+        vector(self._library.gpt2_positions(self._handle), "wpe.weight", c.context, E)
+        for i in range(c.layers):
+            first = 2 + 4 * i
+            norm(1 + 2 * i, f"h.{i}.ln_1")
+            linear(first, f"h.{i}.attn.c_attn", E, 3 * E)
+            linear(first + 1, f"h.{i}.attn.c_proj", E, E)
+            norm(2 + 2 * i, f"h.{i}.ln_2")
+            linear(first + 2, f"h.{i}.mlp.c_fc", E, N)
+            linear(first + 3, f"h.{i}.mlp.c_proj", N, E)
+        norm(0, "ln_f")
+        if not c.tied_embeddings:
+            matrix(1, "lm_head.weight", (c.vocabulary, E), by_output=True)
+
+    def new_kv(self, slots: int) -> Tensor:
+        """Keys and values of `slots` tokens: [L, 2, H, blocks, 16 * D]; pages are touched when written.
+
+        See model.h KeysValues for what a block holds.
+        """
+        c = self.config
+        blocks = slots // TOKENS_PER_BLOCK
+        dtype = torch.float32 if self.width == "float32" else torch.bfloat16
+        return torch.empty((c.layers, 2, c.heads, blocks, TOKENS_PER_BLOCK * c.head_width), dtype=dtype)
+
+    def copy_kv(self, kv: Tensor, source: int, target: int, tokens: int) -> None:
+        """Copy the keys and values of `tokens` slots from `source` to `target`, both multiples of 16."""
+        first, to, blocks = source // TOKENS_PER_BLOCK, target // TOKENS_PER_BLOCK, -(-tokens // TOKENS_PER_BLOCK)
+        kv[:, :, :, to : to + blocks] = kv[:, :, :, first : first + blocks]
+
+    def forward(self, rows: Rows, kv: Tensor) -> Tensor:
+        """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32."""
+        V, W = self.config.vocabulary, len(rows.wanted)
+        stride = -(-V // OUTPUTS_PER_BLOCK) * OUTPUTS_PER_BLOCK
+        logits = torch.empty((W, stride))
+        token_ids, positions, wanted = (
+            tensor.numpy().astype(np.int32) for tensor in (rows.token_ids, rows.positions, rows.wanted)
+        )
+        spans = np.array(
+            [(s.first_row, s.rows, s.first_slot // TOKENS_PER_BLOCK, s.context - s.rows) for s in rows.spans], np.int32
+        )
+        step = Step(
+            len(token_ids), len(spans), W, token_ids.ctypes.data, positions.ctypes.data, spans.ctypes.data,
+            wanted.ctypes.data, logits.data_ptr(), stride,
+        )  # fmt: skip
+        if self._library.gpt2_step(self._handle, kv.data_ptr(), kv.shape[3], step):
+            raise MemoryError(f"no memory for a step of {len(token_ids)} rows")
+        return logits[:, :V]

@@ -1,0 +1,261 @@
+// The step, compiled once per instruction set under the name KERNELS (see build.py).
+//
+// One parallel region per step: every thread walks through the layers, does its share of each phase, and meets the
+// others at a barrier. Source of the model: Radford et al. 2019.
+#include <algorithm>
+#include <utility>
+
+#include "attention.h"
+#include "linear.h"
+#include "model.h"
+#include "sampling.h"
+#include "simd.h"
+
+namespace {
+
+// With this few rows each thread normalizes and encodes all of them for itself: cheaper than meeting the others.
+constexpr int OWN_ROWS = 2;
+// Rows of a prefill that one thread attends for at a time.
+constexpr int UNIT_ROWS = 4 * QUERIES;
+
+inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// What a thread has for itself.
+struct Own {
+    float* normed;     // [OWN_ROWS][width]
+    uint8_t* encoded;  // [OWN_ROWS][max(width, inner)]
+    float* scales;     // [OWN_ROWS]
+    int32_t* sums;     // [OWN_ROWS]
+    AttentionBuffers attention;
+
+    Own(const Model& model, int thread) {
+        const Shape& shape = model.shape;
+        uint8_t* next = model.workspace.own + thread * model.workspace.own_bytes;
+        const auto take = [&](size_t bytes) { return std::exchange(next, next + aligned(bytes)); };
+        normed = (float*)take((size_t)OWN_ROWS * shape.width * 4);
+        encoded = take((size_t)OWN_ROWS * std::max(shape.width, shape.inner) * 4);
+        scales = (float*)take(OWN_ROWS * 4);
+        sums = (int32_t*)take(OWN_ROWS * 4);
+        attention.queries = take((size_t)QUERIES * shape.head_width() * 4);
+        attention.stride = (shape.context + TOKENS - 1) / TOKENS * TOKENS;
+        attention.scores = (float*)take((size_t)QUERIES * attention.stride * 4);
+    }
+};
+
+size_t own_bytes(const Shape& shape) {
+    const size_t padded_context = (shape.context + TOKENS - 1) / TOKENS * TOKENS;
+    return aligned((size_t)OWN_ROWS * shape.width * 4) +
+           aligned((size_t)OWN_ROWS * std::max(shape.width, shape.inner) * 4) + 2 * aligned(OWN_ROWS * 4) +
+           aligned((size_t)QUERIES * shape.head_width() * 4) + aligned(QUERIES * padded_context * 4);
+}
+
+void normalize(const Norm& norm, const float* x, int width, float epsilon, float* y) {
+    Floats sums = {};
+    for (int k = 0; k < width; k += LANES) sums += load(x + k);
+    const Floats mean = splat(sum(sums) / width);
+    Floats squares = {};
+    for (int k = 0; k < width; k += LANES) {
+        const Floats d = load(x + k) - mean;
+        squares = fma(d, d, squares);
+    }
+    const Floats inverse = splat(1 / sqrtf(sum(squares) / width + epsilon));
+    for (int k = 0; k < width; k += LANES)
+        store(y + k, fma((load(x + k) - mean) * inverse, load(norm.weight + k), load(norm.bias + k)));
+}
+
+// One thread's walk through a step.
+class Walk {
+  public:
+    Walk(Model& model, const KeysValues& kv, const Step& step, int units, int thread, int threads)
+        : model_(model), shape_(model.shape), width_(model.shape.number_width), work_(model.workspace), kv_(kv),
+          step_(step), units_(units), thread_(thread), threads_(threads), own_(model, thread) {}
+
+    void run() {
+        embed();
+        for (int layer = 0; layer < shape_.layers; layer++) {
+            const Layer& weights = model_.layers[layer];
+            const int E = shape_.width, N = shape_.inner;
+            multiply(weights.qkv, normalized(weights.norm_attention), step_.rows,
+                     {work_.qkv, padded(3 * E), Activation::none, false, padded(3 * E)});
+            barrier();
+            attend(layer, weights.attention_scale);
+            barrier();
+            multiply(weights.project, encode(work_.normed, E), step_.rows,
+                     {work_.residual, E, Activation::none, true, E});
+            barrier();
+            multiply(weights.expand, normalized(weights.norm_mlp), step_.rows,
+                     {work_.inner, padded(N), shape_.activation, false, padded(N)});
+            barrier();
+            multiply(weights.contract, encode(work_.inner, N, padded(N)), step_.rows,
+                     {work_.residual, E, Activation::none, true, E});
+            barrier();
+        }
+        multiply(model_.head, normalized(model_.norm_final, step_.wanted_rows, step_.wanted), step_.wanted,
+                 {step_.logits, step_.logits_stride, Activation::none, false, padded(shape_.vocabulary)});
+    }
+
+  private:
+    static int padded(int outputs) { return (outputs + BLOCK - 1) / BLOCK * BLOCK; }
+
+    void barrier() { model_.pool->barrier(); }
+
+    void multiply(const Linear& linear, const Encoded& x, int rows, const Target& target) {
+        ::multiply(width_, linear, x, rows, target, thread_, threads_);
+    }
+
+    void embed() {
+        const int E = shape_.width;
+        for (int row = thread_; row < step_.rows; row += threads_) {
+            float* x = work_.residual + (size_t)row * E;
+            const float* position = model_.positions + (size_t)step_.positions[row] * E;
+            read_output(width_, model_.tokens, step_.token_ids[row], x);
+            for (int k = 0; k < E; k += LANES) store(x + k, load(x + k) + load(position + k));
+        }
+        if (thread_ == 0)
+            for (int layer = 0; layer < shape_.layers; layer++) work_.claimed[layer].store(0, std::memory_order_relaxed);
+        barrier();
+    }
+
+    // Calls prepare(row, buffers) for the rows this thread prepares; returns where all of them are, when all are.
+    template <class Prepare>
+    Encoded each_row(int rows, int count, const Prepare& prepare) {
+        const bool all_own = rows <= OWN_ROWS;
+        const size_t stride = (size_t)count * bytes_of(width_);
+        float* normed = all_own ? own_.normed : work_.normed;
+        uint8_t* encoded = all_own ? own_.encoded : work_.encoded;
+        float* scales = all_own ? own_.scales : work_.scales;
+        int32_t* sums = all_own ? own_.sums : work_.sums;
+        for (int row = all_own ? 0 : thread_; row < rows; row += all_own ? 1 : threads_) {
+            const float* x = prepare(row, normed + (size_t)row * shape_.width);
+            if (width_ != Width::float32) encode_row(width_, x, count, encoded + row * stride, scales[row], sums[row]);
+        }
+        if (!all_own) barrier();
+        return {width_ == Width::float32 ? (const uint8_t*)normed : encoded, stride, scales, sums};
+    }
+
+    // The residual's rows (those of `chosen`, where given), normalized and encoded.
+    Encoded normalized(const Norm& norm, const int32_t* chosen = nullptr, int rows = -1) {
+        return each_row(rows < 0 ? step_.rows : rows, shape_.width, [&](int row, float* normed) {
+            const float* x = work_.residual + (size_t)(chosen ? chosen[row] : row) * shape_.width;
+            normalize(norm, x, shape_.width, shape_.epsilon, normed);
+            return normed;
+        });
+    }
+
+    // x[rows][count] encoded.
+    Encoded encode(const float* x, int count, int stride = 0) {
+        stride = stride ? stride : count;
+        if (width_ == Width::float32) return {(const uint8_t*)x, (size_t)stride * 4, nullptr, nullptr};
+        return each_row(step_.rows, count, [&](int row, float*) { return x + (size_t)row * stride; });
+    }
+
+    // Keys and values of the rows into memory, attended values into work.normed.
+    void attend(int layer, float scale) {
+        bool prefills = false;
+        for (int s = 0; s < step_.spans; s++) {
+            const Span& span = step_.span[s];
+            if (span.rows == 1) continue;
+            prefills = true;
+            for (int item = thread_; item < span.rows * shape_.heads; item += threads_)
+                remember(layer, span, item / shape_.heads, item % shape_.heads);
+        }
+        if (prefills) barrier();
+        const int share = std::max(1, units_ / (threads_ * 8));
+        for (;;) {
+            const int first = work_.claimed[layer].fetch_add(share, std::memory_order_relaxed);
+            if (first >= units_) return;
+            for (int i = first; i < std::min(first + share, units_); i++) attend(layer, scale, work_.units[i]);
+        }
+    }
+
+    const float* qkv(int row, int which, int head) const {
+        return work_.qkv + (size_t)row * padded(3 * shape_.width) + which * shape_.width + head * shape_.head_width();
+    }
+
+    void remember(int layer, const Span& span, int row, int head) {
+        ::remember(head_of(model_, kv_, span, layer, head), span.first_position + row, qkv(span.first_row + row, 1, head),
+                   qkv(span.first_row + row, 2, head));
+    }
+
+    void attend(int layer, float scale, const Unit& unit) {
+        const Span& span = step_.span[unit.span];
+        const Head head = head_of(model_, kv_, span, layer, unit.head);
+        const int64_t row_stride = padded(3 * shape_.width);
+        if (span.rows == 1) remember(layer, span, 0, unit.head);  // nobody else reads them in this step
+        for (int done = 0; done < unit.rows;) {
+            const int row = unit.first_row + done, position = span.first_position + row;
+            const float* queries = qkv(span.first_row + row, 0, unit.head);
+            float* attended =
+                work_.normed + (size_t)(span.first_row + row) * shape_.width + unit.head * shape_.head_width();
+            if (unit.rows - done >= QUERIES) {
+                ::attend<QUERIES>(
+                    head, queries, row_stride, scale, position, own_.attention, attended, shape_.width);
+                done += QUERIES;
+            } else {
+                ::attend<1>(head, queries, row_stride, scale, position, own_.attention, attended, shape_.width);
+                done += 1;
+            }
+        }
+    }
+
+    Model& model_;
+    const Shape& shape_;
+    const Width width_;
+    Workspace& work_;
+    const KeysValues& kv_;
+    const Step& step_;
+    const int units_, thread_, threads_;
+    const Own own_;
+};
+
+// What threads attend: a span's rows in groups, of one head each.
+int plan_units(const Model& model, const Step& step) {
+    int count = 0;
+    for (int s = 0; s < step.spans; s++)
+        for (int head = 0; head < model.shape.heads; head++)
+            for (int row = 0; row < step.span[s].rows; row += UNIT_ROWS)
+                model.workspace.units[count++] = {s, row, std::min(UNIT_ROWS, step.span[s].rows - row), head};
+    return count;
+}
+
+// `body(thread, threads)` on every thread of the model's pool.
+template <class Body>
+void in_parallel(Model& model, Body body) {
+    model.pool->run([](void* argument, int thread, int threads) { (*(Body*)argument)(thread, threads); }, &body);
+}
+
+void run_step(Model& model, const KeysValues& kv, const Step& step) {
+    const int units = plan_units(model, step);
+    in_parallel(model, [&](int thread, int threads) { Walk(model, kv, step, units, thread, threads).run(); });
+}
+
+void pack(Model& model, Linear& linear, const void* data, Format format, bool by_output) {
+    in_parallel(model, [&](int thread, int threads) {
+        const int first = (int64_t)linear.blocks * thread / threads;
+        const int last = (int64_t)linear.blocks * (thread + 1) / threads;
+        if (by_output)
+            pack_by_output(model.shape.number_width, linear, data, format, first, last);
+        else
+            pack_by_input(model.shape.number_width, linear, data, format, first, last);
+    });
+}
+
+void sample(Model& model, const float* logits, int64_t stride, const Draw* draws, int32_t count, int32_t* tokens) {
+    const auto some = [&](int first, int step) {
+        for (int i = first; i < count; i += step)
+            tokens[i] = choose(logits + draws[i].row * stride, model.shape.vocabulary, draws[i]);
+    };
+    if (count == 1)
+        some(0, 1);
+    else
+        in_parallel(model, some);
+}
+
+}  // namespace
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+#define JOIN_OF(a, b) a##b
+#define JOIN(a, b) JOIN_OF(a, b)
+
+extern const Kernels JOIN(kernels_, KERNELS) = {TEXT(KERNELS), pack, run_step, sample, own_bytes};
