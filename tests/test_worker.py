@@ -27,6 +27,7 @@ class Scripted:
 
     def __init__(self, slots: int = 4000, step_s: float = 0.0) -> None:
         self.slots = SlotAllocator(slots)
+        self.choose = None
         self.step_s = step_s
         self.fail_next = False
         self.steps = 0

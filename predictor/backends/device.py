@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from predictor.backends.base import DtypeName
+from predictor.checkpoints.load import TORCH_DTYPES
 from predictor.errors import ConfigurationError
+from predictor.model.config import Width
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,10 +45,20 @@ def _check_cuda(device: torch.device) -> None:
         )
 
 
-def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+def choose_width(name: DtypeName, device: torch.device) -> Width:
     """`auto` is float16 on CUDA and float32 on CPU."""
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return "float16" if device.type == "cuda" else "float32"
+    if name == "int8" and device.type != "cpu":
+        raise ConfigurationError("--dtype int8 is served on the CPU only; use float16 or bfloat16")
     if name == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
         raise ConfigurationError("this GPU has no bfloat16 (it needs compute capability 8.0); use float16")
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return name
+
+
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """`choose_width` for a backend that knows torch's formats alone."""
+    width = choose_width(name, device)
+    if width == "int8":
+        raise ConfigurationError("--dtype int8 is served by --backend engine; use float32, bfloat16 or float16")
+    return TORCH_DTYPES[width]

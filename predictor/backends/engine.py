@@ -8,8 +8,8 @@ import threading
 import torch
 
 from predictor.backends.base import BackendOptions, Progress
-from predictor.backends.device import choose_device, choose_dtype
-from predictor.checkpoints.load import free_bytes, gib, load_gpt2, read_config
+from predictor.backends.device import choose_device, choose_width
+from predictor.checkpoints.load import free_bytes, gib, load_model, read_config
 from predictor.checkpoints.tokenizer import load_tokenizer
 from predictor.engine.engine import Engine
 from predictor.engine.load import Load
@@ -19,7 +19,10 @@ from predictor.engine.sequence import new_request
 from predictor.engine.stream import TokenStream
 from predictor.engine.worker import EngineWorker
 from predictor.errors import CheckpointError, ConfigurationError
-from predictor.model.config import GPT2Config, parse_config
+from predictor.model.config import parse_config
+from predictor.model.cpu.gpt2 import CPUGPT2
+from predictor.model.cpu.library import TOKENS_PER_BLOCK
+from predictor.model.cpu.threads import default_threads
 
 logger = logging.getLogger(__name__)
 
@@ -75,23 +78,30 @@ class EngineBackend(WorkerBackend):
         config = parse_config(read_config(options.folder))
         super().__init__(options, config.vocabulary, config.context)
         device = choose_device(options.device)
-        dtype = choose_dtype(options.dtype, device)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        per_token = config.kv_bytes_per_token(dtype.itemsize)
+        width = choose_width(options.dtype, device)
+        # Keys and values are as wide as the activations they are made from.
+        per_token = config.kv_bytes_per_token(4 if width == "float32" else 2)
         asked = options.kv_memory_mib
-        least = per_token * config.context
+        # In whole blocks of the kernels: a context that ends within one occupies all of it.
+        least = per_token * -(-config.context // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
         if asked is not None and asked * 2**20 < least:
             raise ConfigurationError(
                 f"--kv-memory-mib {asked} holds {asked * 2**20 // per_token} tokens and one full context is "
                 f"{config.context}: give at least {-(-least // 2**20)}"
             )
         needed = least if asked is None else asked * 2**20
-        model = load_gpt2(options.folder, dtype, device, kv_bytes=needed, progress=progress, stop=stop)
-        kv_bytes = asked * 2**20 if asked is not None else _default_kv_bytes(config, device, per_token, options)
+        threads = options.threads or default_threads()
+        model = load_model(
+            options.folder, width, device, threads=threads, kv_bytes=needed, progress=progress, stop=stop
+        )
+        if isinstance(model, CPUGPT2):
+            # torch is left with the odd small operation, for which threads would only be in the way of the kernels'.
+            torch.set_num_threads(1)
+            logger.info("CPU kernels: %s, %d threads", model.instruction_set, threads)
+        kv_bytes = asked * 2**20 if asked is not None else _default_kv_bytes(least, device, options)
         slots = kv_bytes // per_token
         logger.info("KV memory: %s, %d tokens", gib(slots * per_token), slots)
-        self.dtype, self.device = str(dtype).removeprefix("torch."), str(device)
+        self.dtype, self.device = str(width), str(device)
         self._start(GPT2Forward(model, slots))
 
 
@@ -105,9 +115,9 @@ def _warm_up(engine: Engine) -> None:
         raise CheckpointError(f"{arrived[-1]}")
 
 
-def _default_kv_bytes(config: GPT2Config, device: torch.device, per_token: int, options: BackendOptions) -> int:
-    """Never more than the running sequences can use, never less than one full context."""
-    most, least = options.max_running * config.context * per_token, config.context * per_token
+def _default_kv_bytes(least: int, device: torch.device, options: BackendOptions) -> int:
+    """Never more than the running sequences can use, never less than the `least` bytes of one full context."""
+    most = options.max_running * least
     free = free_bytes(device)
     budget = int(free * _CUDA_KV_SHARE) if device.type == "cuda" else min(_CPU_KV_BYTES, free // 2)
     return max(least, min(budget, most))

@@ -19,6 +19,7 @@ from predictor.backends.base import BackendOptions, Progress
 from predictor.backends.device import choose_device, choose_dtype
 from predictor.backends.engine import WorkerBackend
 from predictor.engine.cache import SlotAllocator, SlotRange
+from predictor.engine.sampler import Choose
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.errors import CheckpointError
 
@@ -64,6 +65,7 @@ class TransformersForward:
         self._model = model
         self._caches: dict[int, Any] = {}
         self.slots: SlotAllocator = _Slots(slots, self._caches)
+        self.choose: Choose | None = None
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
         for each in copies:

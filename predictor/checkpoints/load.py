@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,15 @@ import torch
 from torch import Tensor
 
 from predictor.checkpoints.tensors import TensorFiles
-from predictor.errors import CheckpointError, LoadCancelled, NotEnoughMemory
-from predictor.model.config import GPT2Config, parse_config
-from predictor.model.gpt2 import GPT2
+from predictor.errors import CheckpointError, ConfigurationError, LoadCancelled, NotEnoughMemory
+from predictor.model.config import GPT2Config, Width, parse_config
+from predictor.model.cpu.gpt2 import CPUGPT2, packed_bytes, unsupported
+from predictor.model.cpu.library import WIDTHS, instruction_set
+from predictor.model.gpt2 import GPT2, Fetch
+
+logger = logging.getLogger(__name__)
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # progress(parameters done, parameters in all)
 Progress = Callable[[int, int], None]
@@ -55,31 +62,92 @@ def load_gpt2(
     """
     config = parse_config(read_config(folder))
     check_memory(config, dtype, device, kv_bytes)
-    done = 0
     with TensorFiles(folder) as files:
+        return GPT2(config, _telling_fetch(files, config, progress, stop), dtype, device)
 
-        def fetch(name: str, shape: tuple[int, ...]) -> Tensor:
-            nonlocal done
-            if stop is not None and stop.is_set():
-                raise LoadCancelled("told to stop while loading")
-            tensor = files.fetch(name, shape)
-            done += tensor.numel()
-            if progress is not None:
-                progress(min(done, config.parameters), config.parameters)
-            return tensor
 
-        return GPT2(config, fetch, dtype, device)
+def load_compiled(
+    folder: Path,
+    width: Width,
+    *,
+    threads: int,
+    kv_bytes: int = 0,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> CPUGPT2:
+    """Load GPT-2's weights into the CPU kernels, packed as `width`; the rest as `load_gpt2`."""
+    config = parse_config(read_config(folder))
+    _check_memory(packed_bytes(config, width), width, torch.device("cpu"), kv_bytes)
+    with TensorFiles(folder) as files:
+        return CPUGPT2(config, _telling_fetch(files, config, progress, stop), width, threads)
+
+
+def load_model(
+    folder: Path,
+    width: Width,
+    device: torch.device,
+    *,
+    threads: int,
+    kv_bytes: int = 0,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> GPT2 | CPUGPT2:
+    """The model that serves `width` on `device`: on CPU our kernels, or torch, said in the log, where they cannot."""
+    if device.type == "cpu" and width in WIDTHS:
+        lacking = why_not_compiled(parse_config(read_config(folder)), width)
+        if lacking is None:
+            return load_compiled(folder, width, threads=threads, kv_bytes=kv_bytes, progress=progress, stop=stop)
+        if width == "int8":
+            raise ConfigurationError(f"--dtype int8 needs the CPU kernels: {lacking}")
+        logger.warning("torch serves, which is slower than the CPU kernels: %s", lacking)
+    torch.set_num_threads(threads)
+    dtype = TORCH_DTYPES[width]
+    return load_gpt2(folder, dtype, device, kv_bytes=kv_bytes, progress=progress, stop=stop)
+
+
+def why_not_compiled(config: GPT2Config, width: Width) -> str | None:
+    """What keeps the CPU kernels from serving this model; None where nothing does."""
+    try:
+        best = instruction_set()
+    except OSError as error:
+        return str(error)
+    # The generic kernels are right on any CPU, and slower than torch; int8 has nothing else.
+    if best == "generic" and width != "int8":
+        return "this CPU has no AVX2"
+    return unsupported(config)
+
+
+def _telling_fetch(
+    files: TensorFiles, config: GPT2Config, progress: Progress | None, stop: threading.Event | None
+) -> Fetch:
+    """`files.fetch` that reports progress, and raises `LoadCancelled` once `stop` is set."""
+    done = 0
+
+    def fetch(name: str, shape: tuple[int, ...]) -> Tensor:
+        nonlocal done
+        if stop is not None and stop.is_set():
+            raise LoadCancelled("told to stop while loading")
+        tensor = files.fetch(name, shape)
+        done += tensor.numel()
+        if progress is not None:
+            progress(min(done, config.parameters), config.parameters)
+        return tensor
+
+    return fetch
 
 
 def check_memory(config: GPT2Config, dtype: torch.dtype, device: torch.device, kv_bytes: int) -> None:
     """Raise `NotEnoughMemory`, with figures, if the weights and `kv_bytes` do not fit what is free."""
-    weights = weight_bytes(config, dtype, device)
+    _check_memory(weight_bytes(config, dtype, device), str(dtype).removeprefix("torch."), device, kv_bytes)
+
+
+def _check_memory(weights: int, width: str, device: torch.device, kv_bytes: int) -> None:
     needed, free = weights + kv_bytes + _OVERHEAD_BYTES, free_bytes(device)
     if needed > free:
         raise NotEnoughMemory(
-            f"the model needs {gib(needed)} on {device.type} ({gib(weights)} of weights in "
-            f"{str(dtype).removeprefix('torch.')}, {gib(kv_bytes)} of KV memory, {gib(_OVERHEAD_BYTES)} to work in) "
-            f"and {gib(free)} are free; choose a narrower --dtype, less --kv-memory-mib, or a larger machine"
+            f"the model needs {gib(needed)} on {device.type} ({gib(weights)} of weights in {width}, "
+            f"{gib(kv_bytes)} of KV memory, {gib(_OVERHEAD_BYTES)} to work in) and {gib(free)} are free; choose a "
+            "narrower --dtype, less KV memory (--kv-memory-mib of serve), or a larger machine"
         )
 
 

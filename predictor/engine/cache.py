@@ -19,13 +19,17 @@ class SlotRange(NamedTuple):
 class SlotAllocator:
     """First-fit over free ranges; freeing joins neighbours."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, multiple: int = 1) -> None:
+        """`multiple`: what ranges begin at and end at, for kernels that keep keys and values in blocks."""
+        self._multiple = multiple
+        slots -= slots % multiple
         self.slots = slots
         self.used = 0
         self._free: list[SlotRange] = [SlotRange(0, slots)]  # sorted, never adjacent
 
     def allocate(self, length: int) -> SlotRange | None:
-        """A range of `length` slots, or None while no gap is long enough."""
+        """A range of at least `length` slots, or None while no gap is long enough."""
+        length += -length % self._multiple
         for index, gap in enumerate(self._free):
             if gap.length >= length:
                 if gap.length == length:

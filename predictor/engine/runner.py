@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import Sampled
-from predictor.engine.sampler import sample
+from predictor.engine.philox import uniform
+from predictor.engine.sampler import Choose, Draws, sample
 from predictor.engine.scheduler import Batch, PromptCopy
+from predictor.model.cpu.gpt2 import CPUGPT2
+from predictor.model.cpu.library import Draw
 from predictor.model.gpt2 import GPT2, Rows, Span
 
 
@@ -18,6 +22,7 @@ class Forward(Protocol):
     """The tensors behind an engine: ours below, transformers' in backends/transformers.py."""
 
     slots: SlotAllocator
+    choose: Choose | None  # how tokens are drawn from logits, where the device has a better way than torch's
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
         """Copy the keys and values of prompts to the ranges of their siblings."""
@@ -42,7 +47,7 @@ class Runner:
             if logits is not None:
                 self._keep_prompt_logits(batch, logits)
             parts = ([] if logits is None else [logits]) + stored
-            return sample(parts[0] if len(parts) == 1 else torch.cat(parts), batch.sampling)
+            return sample(parts[0] if len(parts) == 1 else torch.cat(parts), batch.sampling, self._forward.choose)
 
     def _keep_prompt_logits(self, batch: Batch, logits: Tensor) -> None:
         """The siblings will sample their first token from the same logits as their leader."""
@@ -58,18 +63,32 @@ def _prompt_logits(logits: Tensor | None) -> Tensor:
     return logits[None].clone()
 
 
+def compiled_choice(model: CPUGPT2) -> Choose:
+    """The compiled kernels' way from logits to tokens: all rows at once, over the model's threads."""
+
+    def choose(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int | None]:
+        numbers = uniform([s.seed for s in sequences], [len(s.output_ids) for s in sequences]).tolist()
+        draws = []
+        for row, (sequence, number) in enumerate(zip(sequences, numbers, strict=True)):
+            params = sequence.params
+            draws.append(Draw(row, params.greedy, params.top_k, 0, params.temperature, params.top_p, number))
+        return [None if token < 0 else token for token in model.sample(logits, draws)]
+
+    return choose
+
+
 class GPT2Forward:
     """Our model over its preallocated KV memory."""
 
-    def __init__(self, model: GPT2, slots: int) -> None:
-        self.slots = SlotAllocator(slots)
+    def __init__(self, model: GPT2 | CPUGPT2, slots: int) -> None:
+        self.slots = SlotAllocator(slots, model.slot_multiple)
+        self.choose = compiled_choice(model) if isinstance(model, CPUGPT2) else None
         self._model = model
         self._kv = model.new_kv(slots)
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
         for copy in copies:
-            source = self._kv[:, :, copy.source : copy.source + copy.tokens]
-            self._kv[:, :, copy.target : copy.target + copy.tokens] = source
+            self._model.copy_kv(self._kv, copy.source, copy.target, copy.tokens)
 
     def logits(self, batch: Batch) -> Tensor:
         token_ids: list[int] = []

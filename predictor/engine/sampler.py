@@ -8,6 +8,7 @@ other rows share the call.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
@@ -34,8 +35,15 @@ class Draws(Protocol):
     def params(self) -> SamplingParams: ...
 
 
-def sample(logits: Tensor, sequences: SequenceOf[Draws]) -> list[Sampled]:
-    """Choose one token per row. logits [W, V] fp32, edited in place; row i belongs to sequences[i]."""
+# choose(logits [W, V], sequences) -> the token of each row; None where its largest logit is not finite.
+Choose = Callable[[Tensor, SequenceOf[Draws]], list["int | None"]]
+
+
+def sample(logits: Tensor, sequences: SequenceOf[Draws], choose: Choose | None = None) -> list[Sampled]:
+    """Choose one token per row. logits [W, V] fp32, edited in place; row i belongs to sequences[i].
+
+    `choose` draws from the edited logits; by default `choose_with_torch`.
+    """
     if not sequences:
         return []
     logprobs = {
@@ -46,11 +54,10 @@ def sample(logits: Tensor, sequences: SequenceOf[Draws]) -> list[Sampled]:
     for row, sequence in enumerate(sequences):
         if sequence.params.edits_logits:
             edit_logits(logits[row], sequence)
-    chosen = _choose(logits, sequences)
-    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+    chosen = (choose or choose_with_torch)(logits, sequences)
     return [
-        _sampled(chosen[row], sequence.params, logprobs.get(row)) if finite[row] else Sampled(None)
-        for row, sequence in enumerate(sequences)
+        Sampled(None) if token_id is None else _sampled(token_id, sequence.params, logprobs.get(row))
+        for row, (token_id, sequence) in enumerate(zip(chosen, sequences, strict=True))
     ]
 
 
@@ -90,7 +97,7 @@ def _put(logits: Tensor, ids: Tensor, values: Tensor) -> None:
     logits[ids] = values.clamp(-_LARGEST, _LARGEST).float()
 
 
-def _choose(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int]:
+def choose_with_torch(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int | None]:
     """Greedy rows together; sampled rows grouped by how many candidates they keep."""
     V = logits.shape[-1]
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -117,7 +124,8 @@ def _choose(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int]:
                 tokens = top[1].gather(1, draw(top[0], members)[:, None])[:, 0]
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
-    return chosen
+    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+    return [token if finite[row] else None for row, token in enumerate(chosen)]
 
 
 def draw(candidates: Tensor, sequences: SequenceOf[Draws]) -> Tensor:

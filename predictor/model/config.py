@@ -10,6 +10,9 @@ from predictor.errors import CheckpointError
 
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 
+# How the weights are stored. int8 has a scale per output, and computes with 8-bit activations, a scale per row.
+Width = Literal["float32", "bfloat16", "float16", "int8"]
+
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",

@@ -67,6 +67,8 @@ class Layer:
 class GPT2:
     """The weights, laid out for inference, and the forward pass over them."""
 
+    slot_multiple = 1  # sequences may begin at any slot
+
     def __init__(self, config: GPT2Config, fetch: Fetch, dtype: torch.dtype, device: torch.device) -> None:
         """Build from `fetch`, tensor by tensor: at no time are there two copies of more than one tensor."""
         self.config, self.dtype, self.device = config, dtype, device
@@ -112,6 +114,10 @@ class GPT2:
         """Preallocated keys and values: [L, 2, slots, H, D] in the weights' dtype; pages are touched when written."""
         c = self.config
         return torch.empty((c.layers, 2, slots, c.heads, c.head_width), dtype=self.dtype, device=self.device)
+
+    def copy_kv(self, kv: Tensor, source: int, target: int, tokens: int) -> None:
+        """Copy the keys and values of `tokens` slots."""
+        kv[:, :, target : target + tokens] = kv[:, :, source : source + tokens]
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: Tensor) -> Tensor:

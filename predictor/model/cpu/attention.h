@@ -15,21 +15,26 @@ namespace {
 constexpr int TOKEN_VECTORS = TOKENS / LANES;
 constexpr int QUERIES = LANES == 16 ? 8 : LANES == 8 ? 4 : 2;
 constexpr int SCORE_VECTORS = LANES == 16 ? 16 : 8;
+// A query alone takes this many blocks at a time: enough sums to keep the multiplier busy, few enough streams from memory.
+constexpr int MOST_BLOCKS = 4;
 constexpr int SUM_QUERIES = LANES == 16 ? 4 : 2;
 constexpr int SUM_VECTORS = 4;
+// How many tokens ahead values are asked for.
+constexpr int VALUES_AHEAD = 32;
 
-// One head of one layer.
+// One head of one layer, its keys and values in bf16 where NARROW.
+template <bool NARROW>
 struct Head {
     uint8_t *keys, *values;  // of the sequence's first block
     int width;
-    bool narrow;  // bf16
 
-    int block_bytes() const { return TOKENS * width * (narrow ? 2 : 4); }
+    int block_bytes() const { return TOKENS * width * (NARROW ? 2 : 4); }
 };
 
-inline Head head_of(const Model& model, const KeysValues& kv, const Span& span, int layer, int head) {
+template <bool NARROW>
+Head<NARROW> head_of(const Model& model, const KeysValues& kv, const Span& span, int layer, int head) {
     const Shape& shape = model.shape;
-    Head result{nullptr, nullptr, shape.head_width(), shape.number_width != Width::float32};
+    Head<NARROW> result{nullptr, nullptr, shape.head_width()};
     const int64_t bytes = result.block_bytes();
     const auto start = [&](int which) {
         return kv.data + ((((int64_t)layer * 2 + which) * shape.heads + head) * kv.blocks + span.first_block) * bytes;
@@ -40,15 +45,20 @@ inline Head head_of(const Model& model, const KeysValues& kv, const Span& span, 
 }
 
 // Put one position's key and value [width] in their place.
-inline void remember(const Head& head, int position, const float* key, const float* value) {
+template <bool NARROW>
+void remember(const Head<NARROW>& head, int position, const float* key, const float* value) {
     const int64_t block = (int64_t)(position / TOKENS) * head.block_bytes();
     const int token = position % TOKENS;
-    if (head.narrow) {
-        uint16_t* keys = (uint16_t*)(head.keys + block);
+    if constexpr (NARROW) {
+        uint32_t* keys = (uint32_t*)(head.keys + block) + token;
         uint16_t* values = (uint16_t*)(head.values + block) + (token / 2) * head.width * 2 + token % 2;
-        for (int d = 0; d < head.width; d += 2)
-            for (int i = 0; i < 2; i++) keys[d * TOKENS + token * 2 + i] = to_bf16(key[d + i]);
-        for (int d = 0; d < head.width; d++) values[d * 2] = to_bf16(value[d]);
+        for (int d = 0; d < head.width; d += LANES) {
+            uint16_t halves[LANES];
+            to_bf16(key + d, halves, LANES);
+            for (int i = 0; i < LANES; i += 2) memcpy(keys + (d + i) / 2 * TOKENS, halves + i, 4);
+            to_bf16(value + d, halves, LANES);
+            for (int i = 0; i < LANES; i++) values[(d + i) * 2] = halves[i];
+        }
     } else {
         float* keys = (float*)(head.keys + block) + token;
         for (int d = 0; d < head.width; d++) keys[d * TOKENS] = key[d];
@@ -57,20 +67,23 @@ inline void remember(const Head& head, int position, const float* key, const flo
 }
 
 // scores[q][16 * block ..] for ROWS queries and BLOCKS blocks of tokens. Queries are scaled and, where keys are
-// bf16 and the CPU multiplies those, bf16 themselves.
-template <int ROWS, int BLOCKS>
-void score_blocks(const Head& head, const uint8_t* queries, size_t query_bytes, int block, float* scores, int stride) {
+// bf16 and the CPU multiplies those, bf16 themselves. `more`: as many blocks follow.
+template <int ROWS, int BLOCKS, bool NARROW>
+void score_blocks(const Head<NARROW>& head, const uint8_t* queries, size_t query_bytes, int block, bool more, float* scores,
+                  int stride) {
     Floats sums[ROWS][BLOCKS][TOKEN_VECTORS] = {};
     const uint8_t* keys = head.keys + (int64_t)block * head.block_bytes();
-    const int words = head.narrow ? head.width / 2 : head.width;  // of a token's key
+    const int words = NARROW ? head.width / 2 : head.width;  // of a token's key
     for (int word = 0; word < words; word++, keys += TOKENS * 4)
-        for (int b = 0; b < BLOCKS; b++)
+        for (int b = 0; b < BLOCKS; b++) {
+            const uint8_t* part = keys + (int64_t)b * head.block_bytes();
+            if (more) __builtin_prefetch(part + (int64_t)BLOCKS * head.block_bytes());
             for (int v = 0; v < TOKEN_VECTORS; v++) {
-                const Words key = load_words(keys + (int64_t)b * head.block_bytes() + v * LANES * 4);
+                const Words key = load_words(part + v * LANES * 4);
                 for (int q = 0; q < ROWS; q++) {
                     const uint8_t* query = queries + q * query_bytes;
                     Floats& sum = sums[q][b][v];
-                    if (!head.narrow) {
+                    if constexpr (!NARROW) {
                         sum = fma(as_floats(key), as_floats(splat_word(query + word * 4)), sum);
                     } else {
 #if defined(__AVX512BF16__)
@@ -82,10 +95,20 @@ void score_blocks(const Head& head, const uint8_t* queries, size_t query_bytes, 
                     }
                 }
             }
+        }
     for (int q = 0; q < ROWS; q++)
         for (int b = 0; b < BLOCKS; b++)
             for (int v = 0; v < TOKEN_VECTORS; v++)
                 store(scores + q * stride + (block + b) * TOKENS + v * LANES, sums[q][b][v]);
+}
+
+// Scores of blocks [block, blocks): BLOCKS at a time while there are as many, then half of it.
+template <int ROWS, int BLOCKS, bool NARROW>
+void score_all(const Head<NARROW>& head, const uint8_t* queries, size_t query_bytes, int block, int blocks, float* scores,
+               int stride) {
+    for (; block + BLOCKS <= blocks; block += BLOCKS)
+        score_blocks<ROWS, BLOCKS>(head, queries, query_bytes, block, block + 2 * BLOCKS <= blocks, scores, stride);
+    if constexpr (BLOCKS > 1) score_all<ROWS, BLOCKS / 2>(head, queries, query_bytes, block, blocks, scores, stride);
 }
 
 // Softmax of one row over its first `context` scores; the rest of `padded` becomes zero. Returns the sum's inverse.
@@ -104,13 +127,15 @@ inline float soften(float* scores, int context, int padded) {
 }
 
 // attended[q][first .. first + VECTORS_ * LANES] = weights[q] over the values of the first `tokens` positions.
-template <int ROWS, int VECTORS_>
-void weigh_values(const Head& head, const float* weights, int stride, const float* inverses, int tokens, int first,
+template <int ROWS, int VECTORS_, bool NARROW>
+void weigh_values(const Head<NARROW>& head, const float* weights, int stride, const float* inverses, int tokens, int first,
                   float* attended, int64_t attended_stride) {
     Floats sums[ROWS][VECTORS_] = {};
-    if (head.narrow) {
+    if constexpr (NARROW) {
         for (int t = 0; t < tokens; t += 2) {
             const uint8_t* pair = head.values + (int64_t)(t / 2) * head.width * 4 + first * 4;
+            for (int v = 0; t + VALUES_AHEAD < tokens && v < VECTORS_; v++)
+                __builtin_prefetch(pair + VALUES_AHEAD / 2 * head.width * 4 + v * LANES * 4);
             // What lies in the place of a token yet to come is not ours to read.
             const Words mask = Words{} + (t + 1 < tokens ? 0xffffffffu : 0x0000ffffu);
             for (int v = 0; v < VECTORS_; v++) {
@@ -124,6 +149,8 @@ void weigh_values(const Head& head, const float* weights, int stride, const floa
     } else {
         for (int t = 0; t < tokens; t++) {
             const float* value = (const float*)head.values + (int64_t)t * head.width + first;
+            for (int v = 0; t + VALUES_AHEAD < tokens && v < VECTORS_; v++)
+                __builtin_prefetch(value + VALUES_AHEAD * head.width + v * LANES);
             for (int v = 0; v < VECTORS_; v++)
                 for (int q = 0; q < ROWS; q++)
                     sums[q][v] = fma(splat(weights[q * stride + t]), load(value + v * LANES), sums[q][v]);
@@ -134,8 +161,8 @@ void weigh_values(const Head& head, const float* weights, int stride, const floa
             store(attended + q * attended_stride + first + v * LANES, sums[q][v] * splat(inverses[q]));
 }
 
-template <int ROWS>
-void weigh_all_values(const Head& head, const float* weights, int stride, const float* inverses, int tokens,
+template <int ROWS, bool NARROW>
+void weigh_all_values(const Head<NARROW>& head, const float* weights, int stride, const float* inverses, int tokens,
                       float* attended, int64_t attended_stride) {
     int first = 0;
     for (; first + SUM_VECTORS * LANES <= head.width; first += SUM_VECTORS * LANES)
@@ -144,20 +171,22 @@ void weigh_all_values(const Head& head, const float* weights, int stride, const 
         weigh_values<ROWS, 1>(head, weights, stride, inverses, tokens, first, attended, attended_stride);
 }
 
-inline size_t query_bytes(const Head& head) {
+template <bool NARROW>
+size_t query_bytes(const Head<NARROW>& head) {
 #if defined(__AVX512BF16__)
-    return head.width * (head.narrow ? 2 : 4);
+    return head.width * (NARROW ? 2 : 4);
 #else
     return head.width * 4;
 #endif
 }
 
-inline void scale_query(const Head& head, const float* query, float scale, uint8_t* out) {
+template <bool NARROW>
+void scale_query(const Head<NARROW>& head, const float* query, float scale, uint8_t* out) {
     float scaled[LANES];
     for (int d = 0; d < head.width; d += LANES) {
         store(scaled, load(query + d) * splat(scale));
 #if defined(__AVX512BF16__)
-        if (head.narrow) {
+        if constexpr (NARROW) {
             to_bf16(scaled, (uint16_t*)out + d, LANES);
             continue;
         }
@@ -174,17 +203,13 @@ struct AttentionBuffers {
 };
 
 // Attend with ROWS consecutive positions, the first of which is `position`. Query q stands at queries + q * row_stride.
-template <int ROWS>
-void attend(const Head& head, const float* queries, int64_t row_stride, float scale, int position,
+template <int ROWS, bool NARROW>
+void attend(const Head<NARROW>& head, const float* queries, int64_t row_stride, float scale, int position,
             const AttentionBuffers& own, float* attended, int64_t attended_stride) {
     const size_t bytes = query_bytes(head);
     for (int q = 0; q < ROWS; q++) scale_query(head, queries + q * row_stride, scale, own.queries + q * bytes);
     const int tokens = position + ROWS, blocks = (tokens + TOKENS - 1) / TOKENS, padded = blocks * TOKENS;
-    constexpr int AT_ONCE = SCORE_VECTORS / (ROWS * TOKEN_VECTORS) > 1 ? SCORE_VECTORS / (ROWS * TOKEN_VECTORS) : 1;
-    int block = 0;
-    for (; block + AT_ONCE <= blocks; block += AT_ONCE)
-        score_blocks<ROWS, AT_ONCE>(head, own.queries, bytes, block, own.scores, own.stride);
-    for (; block < blocks; block++) score_blocks<ROWS, 1>(head, own.queries, bytes, block, own.scores, own.stride);
+    score_all<ROWS, std::clamp(SCORE_VECTORS / (ROWS * TOKEN_VECTORS), 1, MOST_BLOCKS)>(head, own.queries, bytes, 0, blocks, own.scores, own.stride);
     float inverses[ROWS];
     for (int q = 0; q < ROWS; q++) inverses[q] = soften(own.scores + q * own.stride, position + q + 1, padded);
     for (int q = 0; q < ROWS;) {

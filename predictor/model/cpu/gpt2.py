@@ -16,16 +16,35 @@ from predictor.model.cpu.library import (
     OUTPUTS_PER_BLOCK,
     TOKENS_PER_BLOCK,
     WIDTHS,
+    Draw,
     Shape,
     Step,
     open_library,
 )
+from predictor.model.cpu.library import instruction_set as find_instruction_set
 from predictor.model.gpt2 import Fetch, Rows, attention_scale
+
+
+def _shape(config: GPT2Config, width: str) -> Shape:
+    return Shape(
+        layers=config.layers, width=config.width, heads=config.heads, inner=config.inner_width,
+        vocabulary=config.vocabulary, context=config.context, number_width=WIDTHS[width],
+        activation=ACTIVATIONS[config.activation], tied=int(config.tied_embeddings), epsilon=config.epsilon,
+    )  # fmt: skip
+
+
+def packed_bytes(config: GPT2Config, width: str) -> int:
+    """Bytes the packed weights occupy."""
+    return int(open_library().gpt2_weight_bytes(_shape(config, width)))
 
 
 def unsupported(config: GPT2Config) -> str | None:
     """Why these kernels cannot run a model of this shape; None where they can."""
-    for name, size in (("n_embd", config.width), ("n_embd / n_head", config.head_width), ("n_inner", config.inner_width)):
+    for name, size in (
+        ("n_embd", config.width),
+        ("n_embd / n_head", config.head_width),
+        ("n_inner", config.inner_width),
+    ):
         if size % 16:
             return f"{name} is {size}, no multiple of 16"
     return None
@@ -36,26 +55,24 @@ class CPUGPT2:
 
     slot_multiple = TOKENS_PER_BLOCK
 
-    def __init__(
-        self, config: GPT2Config, fetch: Fetch, width: str, threads: int, instruction_set: str = ""
-    ) -> None:
+    def __init__(self, config: GPT2Config, fetch: Fetch, width: str, threads: int, instruction_set: str = "") -> None:
         """Pack what `fetch` gives, tensor by tensor, as `width` (float32, bfloat16 or int8).
 
         `threads` compute; `instruction_set` is the best there is, or the one named (for tests).
         """
         self.config, self.width = config, width
-        self._library = open_library()
-        shape = Shape(
-            layers=config.layers, width=config.width, heads=config.heads, inner=config.inner_width,
-            vocabulary=config.vocabulary, context=config.context, number_width=WIDTHS[width],
-            activation=ACTIVATIONS[config.activation], tied=int(config.tied_embeddings), epsilon=config.epsilon,
-        )  # fmt: skip
+        self._library, self.device = open_library(), torch.device("cpu")
+        found = find_instruction_set(instruction_set)
+        if found is None:
+            raise OSError(f"this CPU lacks {instruction_set}")
+        self.instruction_set = found
         scales = (ctypes.c_float * config.layers)(*(attention_scale(config, i) for i in range(config.layers)))
-        handle = self._library.gpt2_new(shape, scales, instruction_set.encode(), threads)
+        handle = self._library.gpt2_new(_shape(config, width), scales, instruction_set.encode(), threads)
         if not handle:
             raise MemoryError(f"no memory or no threads for the CPU kernels ({threads} threads)")
         self._handle = ctypes.c_void_p(handle)
         weakref.finalize(self, self._library.gpt2_free, self._handle)
+        self._logits = torch.empty((0, 0))
         self._load(fetch)
 
     def _load(self, fetch: Fetch) -> None:
@@ -110,10 +127,15 @@ class CPUGPT2:
         kv[:, :, :, to : to + blocks] = kv[:, :, :, first : first + blocks]
 
     def forward(self, rows: Rows, kv: Tensor) -> Tensor:
-        """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32."""
+        """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32.
+
+        They are valid until the next step.
+        """
         V, W = self.config.vocabulary, len(rows.wanted)
         stride = -(-V // OUTPUTS_PER_BLOCK) * OUTPUTS_PER_BLOCK
-        logits = torch.empty((W, stride))
+        if len(self._logits) < W:
+            self._logits = torch.empty((W, stride))
+        logits = self._logits[:W]
         token_ids, positions, wanted = (
             tensor.numpy().astype(np.int32) for tensor in (rows.token_ids, rows.positions, rows.wanted)
         )
@@ -127,3 +149,10 @@ class CPUGPT2:
         if self._library.gpt2_step(self._handle, kv.data_ptr(), kv.shape[3], step):
             raise MemoryError(f"no memory for a step of {len(token_ids)} rows")
         return logits[:, :V]
+
+    def sample(self, logits: Tensor, draws: list[Draw]) -> list[int]:
+        """A token for each draw from its row of `logits`, as `forward` returned them; -1 where none is finite."""
+        tokens = (ctypes.c_int32 * len(draws))()
+        array = (Draw * len(draws))(*draws)
+        self._library.gpt2_sample(self._handle, logits.data_ptr(), logits.stride(0), array, len(draws), tokens)
+        return list(tokens)

@@ -63,7 +63,8 @@ void normalize(const Norm& norm, const float* x, int width, float epsilon, float
         store(y + k, fma((load(x + k) - mean) * inverse, load(norm.weight + k), load(norm.bias + k)));
 }
 
-// One thread's walk through a step.
+// One thread's walk through a step. NARROW: keys and values are bf16.
+template <bool NARROW>
 class Walk {
   public:
     Walk(Model& model, const KeysValues& kv, const Step& step, int units, int thread, int threads)
@@ -164,7 +165,27 @@ class Walk {
         for (;;) {
             const int first = work_.claimed[layer].fetch_add(share, std::memory_order_relaxed);
             if (first >= units_) return;
-            for (int i = first; i < std::min(first + share, units_); i++) attend(layer, scale, work_.units[i]);
+            const int last = std::min(first + share, units_);
+            // A lone row's key and value are read by nobody else in this step. All of them are written before the first
+            // is read: a load of what was just stored in smaller pieces waits for the store.
+            for (int i = first; i < last; i++)
+                if (step_.span[work_.units[i].span].rows == 1)
+                    remember(layer, step_.span[work_.units[i].span], 0, work_.units[i].head);
+            for (int i = first; i < last; i++) {
+                if (i + 1 < last) fetch(layer, work_.units[i + 1]);
+                attend(layer, scale, work_.units[i]);
+            }
+        }
+    }
+
+    // Ask for the memory that `unit` will read; past some KB the CPU sees the pattern itself.
+    void fetch(int layer, const Unit& unit) const {
+        const Span& span = step_.span[unit.span];
+        const Head<NARROW> head = head_of<NARROW>(model_, kv_, span, layer, unit.head);
+        const int64_t bytes = std::min((int64_t)(span.first_position + unit.first_row) / TOKENS + 1, (int64_t)4) * head.block_bytes();
+        for (int64_t i = 0; i < bytes; i += 64) {
+            __builtin_prefetch(head.keys + i);
+            __builtin_prefetch(head.values + i);
         }
     }
 
@@ -173,15 +194,14 @@ class Walk {
     }
 
     void remember(int layer, const Span& span, int row, int head) {
-        ::remember(head_of(model_, kv_, span, layer, head), span.first_position + row, qkv(span.first_row + row, 1, head),
+        ::remember(head_of<NARROW>(model_, kv_, span, layer, head), span.first_position + row, qkv(span.first_row + row, 1, head),
                    qkv(span.first_row + row, 2, head));
     }
 
     void attend(int layer, float scale, const Unit& unit) {
         const Span& span = step_.span[unit.span];
-        const Head head = head_of(model_, kv_, span, layer, unit.head);
+        const Head<NARROW> head = head_of<NARROW>(model_, kv_, span, layer, unit.head);
         const int64_t row_stride = padded(3 * shape_.width);
-        if (span.rows == 1) remember(layer, span, 0, unit.head);  // nobody else reads them in this step
         for (int done = 0; done < unit.rows;) {
             const int row = unit.first_row + done, position = span.first_position + row;
             const float* queries = qkv(span.first_row + row, 0, unit.head);
@@ -226,7 +246,13 @@ void in_parallel(Model& model, Body body) {
 
 void run_step(Model& model, const KeysValues& kv, const Step& step) {
     const int units = plan_units(model, step);
-    in_parallel(model, [&](int thread, int threads) { Walk(model, kv, step, units, thread, threads).run(); });
+    const bool narrow = model.shape.number_width != Width::float32;
+    in_parallel(model, [&](int thread, int threads) {
+        if (narrow)
+            Walk<true>(model, kv, step, units, thread, threads).run();
+        else
+            Walk<false>(model, kv, step, units, thread, threads).run();
+    });
 }
 
 void pack(Model& model, Linear& linear, const void* data, Format format, bool by_output) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "model.h"
 #include "simd.h"
@@ -14,8 +15,14 @@ namespace {
 constexpr int VECTORS = BLOCK / LANES;
 // Accumulators are VECTORS x ROWS_MAX registers, of 32 (AVX-512) or 16; weights and a broadcast activation need three.
 constexpr int ROWS_MAX = LANES == 16 ? 12 : LANES == 8 ? 3 : 1;
-// How far ahead of the multiplication weights are fetched from memory.
-constexpr int PREFETCH_BYTES = 3072;
+// A group is what the inputs of one word of activations (4 bytes) take of a block's weights.
+constexpr int GROUP_BYTES = BLOCK * 4;
+// One tile alone asks for weights this far ahead of their use (measured: 49 GB/s a core from memory at 3 KB, 64 at 12).
+constexpr int AHEAD_BYTES = 12288;
+// Several tiles take turns on a panel of this many groups: 16 KB stay in L1 beside the panel that comes next.
+constexpr int PANEL_GROUPS = 128;
+// Rows that go through the weights together; their activations stay in L2.
+constexpr int TURN_ROWS = 60;
 
 inline int bytes_of(Width width) { return width == Width::float32 ? 4 : width == Width::bfloat16 ? 2 : 1; }
 
@@ -59,48 +66,6 @@ inline void encode_row(Width width, const float* x, int count, uint8_t* encoded,
     for (int i = 0; i < LANES; i++) total += sums[i];
 }
 
-template <int ROWS>
-void products_float32(const Linear& linear, int block, const Encoded& x, Floats (&out)[ROWS][VECTORS]) {
-    const float* w = (const float*)block_of(linear, Width::float32, block);
-    const float* rows[ROWS];
-    for (int r = 0; r < ROWS; r++) rows[r] = (const float*)(x.data + r * x.stride);
-    Floats sums[ROWS][VECTORS] = {};
-    for (int k = 0; k < linear.inputs; k++, w += BLOCK) {
-        __builtin_prefetch(w + PREFETCH_BYTES / 4);
-        __builtin_prefetch(w + PREFETCH_BYTES / 4 + 16);
-        for (int r = 0; r < ROWS; r++) {
-            const Floats value = splat(rows[r][k]);
-            for (int v = 0; v < VECTORS; v++) sums[r][v] = fma(value, load(w + v * LANES), sums[r][v]);
-        }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) out[r][v] = sums[r][v];
-}
-
-template <int ROWS>
-void products_bfloat16(const Linear& linear, int block, const Encoded& x, Floats (&out)[ROWS][VECTORS]) {
-    const uint8_t* w = block_of(linear, Width::bfloat16, block);
-    Floats sums[ROWS][VECTORS] = {};
-    for (int k = 0; k < linear.inputs / 2; k++, w += BLOCK * 4) {
-        __builtin_prefetch(w + PREFETCH_BYTES);
-        __builtin_prefetch(w + PREFETCH_BYTES + 64);
-        for (int r = 0; r < ROWS; r++) {
-            const Words pair = splat_word(x.data + r * x.stride + k * 4);
-            for (int v = 0; v < VECTORS; v++) {
-                const Words weights = load_words(w + v * LANES * 4);
-#if defined(__AVX512BF16__)
-                sums[r][v] = _mm512_dpbf16_ps(sums[r][v], (__m512bh)weights, (__m512bh)pair);
-#else
-                sums[r][v] = fma(low_bf16(weights), low_bf16(pair), sums[r][v]);
-                sums[r][v] = fma(high_bf16(weights), high_bf16(pair), sums[r][v]);
-#endif
-            }
-        }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) out[r][v] = sums[r][v];
-}
-
 // sums + the products of four unsigned weights with four signed activations per lane.
 inline Ints dot_four(Ints sums, Words weights, Words four) {
 #if defined(__AVX512VNNI__)
@@ -122,24 +87,50 @@ inline Ints dot_four(Ints sums, Words weights, Words four) {
 #endif
 }
 
-template <int ROWS>
-void products_int8(const Linear& linear, int block, const Encoded& x, Floats (&out)[ROWS][VECTORS]) {
-    const uint8_t* w = block_of(linear, Width::int8, block);
-    Ints sums[ROWS][VECTORS] = {};
-    for (int k = 0; k < linear.inputs / 4; k++, w += BLOCK * 4) {
-        __builtin_prefetch(w + PREFETCH_BYTES);
-        __builtin_prefetch(w + PREFETCH_BYTES + 64);
+template <Width WIDTH>
+using Sums = std::conditional_t<WIDTH == Width::int8, Ints, Floats>;
+
+// sums + one word of weights times one word of activations per lane.
+template <Width WIDTH>
+Sums<WIDTH> multiply_add(Sums<WIDTH> sums, Words weights, Words word) {
+    if constexpr (WIDTH == Width::int8) {
+        return dot_four(sums, weights, word);
+    } else if constexpr (WIDTH == Width::float32) {
+        return fma(as_floats(weights), as_floats(word), sums);
+    } else {
+#if defined(__AVX512BF16__)
+        return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)word);
+#else
+        return fma(high_bf16(weights), high_bf16(word), fma(low_bf16(weights), low_bf16(word), sums));
+#endif
+    }
+}
+
+// What to fetch from memory meanwhile: `step` bytes further with every group.
+struct Ahead {
+    const uint8_t* data;
+    int step;
+};
+
+// Adds `groups` groups to sums[ROWS][32], which count from zero where `fresh`. The accumulators are locals that only
+// whole vectors move in and out of: GCC 12 keeps them in memory otherwise.
+template <Width WIDTH, int ROWS>
+void accumulate(const uint8_t* weights, int groups, const Encoded& x, Ahead ahead, bool fresh, void* sums) {
+    Sums<WIDTH>* kept = (Sums<WIDTH>*)sums;
+    Sums<WIDTH> local[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) local[r][v] = fresh ? Sums<WIDTH>{} : kept[r * VECTORS + v];
+    for (int group = 0; group < groups; group++, weights += GROUP_BYTES, ahead.data += ahead.step) {
+        __builtin_prefetch(ahead.data);
+        __builtin_prefetch(ahead.data + 64);
         for (int r = 0; r < ROWS; r++) {
-            const Words four = splat_word(x.data + r * x.stride + k * 4);
-            for (int v = 0; v < VECTORS; v++) sums[r][v] = dot_four(sums[r][v], load_words(w + v * LANES * 4), four);
+            const Words word = splat_word(x.data + r * x.stride + group * 4);
+            for (int v = 0; v < VECTORS; v++)
+                local[r][v] = multiply_add<WIDTH>(local[r][v], load_words(weights + v * LANES * 4), word);
         }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) {
-            // Weights carry an offset of 128, which adds 128 times the activations' sum.
-            const Floats exact = to_floats(sums[r][v] - 128 * x.sums[r]);
-            out[r][v] = exact * (splat(x.scales[r]) * load(linear.scales + block * BLOCK + v * LANES));
-        }
+        for (int v = 0; v < VECTORS; v++) kept[r * VECTORS + v] = local[r][v];
 }
 
 inline Floats activate(Activation activation, Floats x) {
@@ -169,43 +160,83 @@ struct Target {
     int32_t columns;  // how many outputs the target has room for
 };
 
-template <int ROWS>
-void tile(Width width, const Linear& linear, int block, const Encoded& x, const Target& target, int row) {
-    Floats out[ROWS][VECTORS];
-    const Encoded rows = x.from_row(row);
-    if (width == Width::float32) products_float32<ROWS>(linear, block, rows, out);
-    if (width == Width::bfloat16) products_bfloat16<ROWS>(linear, block, rows, out);
-    if (width == Width::int8) products_int8<ROWS>(linear, block, rows, out);
-    for (int r = 0; r < ROWS; r++)
+// sums[rows][32] of a block as they leave: scaled, with bias, activated, stored.
+template <Width WIDTH>
+void finish(const Linear& linear, int block, const Encoded& x, int rows, const void* sums, const Target& target) {
+    const Sums<WIDTH>* kept = (const Sums<WIDTH>*)sums;
+    for (int r = 0; r < rows; r++)
         for (int v = 0; v < VECTORS; v++) {
             const int column = block * BLOCK + v * LANES;
             if (column >= target.columns) continue;
-            float* y = target.data + (row + r) * target.stride + column;
-            const Floats value = activate(target.activation, out[r][v] + load(linear.bias + column));
+            Floats value;
+            if constexpr (WIDTH == Width::int8) {
+                // Weights carry an offset of 128, which adds 128 times the activations' sum.
+                const Floats exact = to_floats(kept[r * VECTORS + v] - 128 * x.sums[r]);
+                value = exact * (splat(x.scales[r]) * load(linear.scales + column));
+            } else {
+                value = kept[r * VECTORS + v];
+            }
+            value = activate(target.activation, value + load(linear.bias + column));
+            float* y = target.data + r * target.stride + column;
             store(y, target.accumulate ? load(y) + value : value);
         }
 }
 
-template <int ROWS>
-void tile_of(int rows, Width width, const Linear& linear, int block, const Encoded& x, const Target& target, int row) {
+template <Width WIDTH, int ROWS>
+void accumulate_rows(
+    int rows, const uint8_t* weights, int groups, const Encoded& x, Ahead ahead, bool fresh, void* sums) {
     if constexpr (ROWS > 0) {
         if (rows == ROWS)
-            tile<ROWS>(width, linear, block, x, target, row);
+            accumulate<WIDTH, ROWS>(weights, groups, x, ahead, fresh, sums);
         else
-            tile_of<ROWS - 1>(rows, width, linear, block, x, target, row);
+            accumulate_rows<WIDTH, ROWS - 1>(rows, weights, groups, x, ahead, fresh, sums);
     }
 }
 
-// This thread's share of target = x W^T + bias: whole blocks, each read from memory once for all rows.
+// Rows [0, rows), at most TURN_ROWS, through blocks [first, last).
+template <Width WIDTH>
+void take_turn(const Linear& linear, const Encoded& x, int rows, int first, int last, const Target& target) {
+    alignas(64) float sums[TURN_ROWS * BLOCK];
+    const int groups = linear.inputs * bytes_of(WIDTH) / 4;
+    const int tiles = (rows + ROWS_MAX - 1) / ROWS_MAX;
+    const int panels = tiles == 1 ? 1 : (groups + PANEL_GROUPS - 1) / PANEL_GROUPS;
+    for (int block = first; block < last; block++) {
+        // The other threads have read these lines since we wrote them last: ask for them before they are needed.
+        for (int row = 0; row < rows; row++)
+            for (int line = 0; line < BLOCK * 4; line += 64)
+                __builtin_prefetch((uint8_t*)(target.data + row * target.stride + block * BLOCK) + line, 1);
+        for (int panel = 0; panel < panels; panel++) {
+            const int start = groups * panel / panels, count = groups * (panel + 1) / panels - start;
+            const uint8_t* weights = block_of(linear, WIDTH, block) + (size_t)start * GROUP_BYTES;
+            for (int i = 0; i < tiles; i++) {
+                const int row = rows * i / tiles, height = rows * (i + 1) / tiles - row;
+                Encoded tile = x.from_row(row);
+                tile.data += start * 4;
+                Ahead ahead{weights + AHEAD_BYTES, GROUP_BYTES};
+                // Each of several tiles asks for its share of the next panel, which lies behind this one.
+                if (tiles > 1) ahead = {weights + (size_t)count * (tiles + i) / tiles * GROUP_BYTES, GROUP_BYTES / tiles};
+                accumulate_rows<WIDTH, ROWS_MAX>(
+                    height, weights, count, tile, ahead, panel == 0, sums + row * BLOCK);
+            }
+        }
+        finish<WIDTH>(linear, block, x, rows, sums, target);
+    }
+}
+
+// This thread's share of target = x W^T + bias: whole blocks, each read from memory once for up to TURN_ROWS rows.
 inline void multiply(
     Width width, const Linear& linear, const Encoded& x, int rows, const Target& target, int thread, int threads) {
     const int first = (int64_t)linear.blocks * thread / threads, last = (int64_t)linear.blocks * (thread + 1) / threads;
-    const int tiles = (rows + ROWS_MAX - 1) / ROWS_MAX;
-    for (int block = first; block < last; block++)
-        for (int i = 0; i < tiles; i++) {
-            const int row = (int64_t)rows * i / tiles, end = (int64_t)rows * (i + 1) / tiles;
-            tile_of<ROWS_MAX>(end - row, width, linear, block, x, target, row);
-        }
+    const int turns = (rows + TURN_ROWS - 1) / TURN_ROWS;
+    for (int turn = 0; turn < turns; turn++) {
+        const int row = rows * turn / turns, height = rows * (turn + 1) / turns - row;
+        const Target here{target.data + row * target.stride, target.stride, target.activation, target.accumulate,
+                          target.columns};
+        const Encoded part = x.from_row(row);
+        if (width == Width::float32) take_turn<Width::float32>(linear, part, height, first, last, here);
+        if (width == Width::bfloat16) take_turn<Width::bfloat16>(linear, part, height, first, last, here);
+        if (width == Width::int8) take_turn<Width::int8>(linear, part, height, first, last, here);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------- packing

@@ -83,21 +83,22 @@ inline Floats min(Floats a, Floats b) {
 #endif
 }
 
+// The lanes of v, each `distance` (a power of two) away from where it was.
+inline Floats swap_lanes(Floats v, int distance) {
+    Ints lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i ^ distance;
+    return __builtin_shuffle(v, lane);
+}
+
 // The sum of all lanes, in an order that depends on LANES alone.
 inline float sum(Floats v) {
-    float lanes[LANES];
-    memcpy(lanes, &v, sizeof v);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+    for (int distance = LANES / 2; distance > 0; distance /= 2) v += swap_lanes(v, distance);
+    return v[0];
 }
 
 inline float largest(Floats v) {
-    float lanes[LANES];
-    memcpy(lanes, &v, sizeof v);
-    float best = lanes[0];
-    for (int i = 1; i < LANES; i++) best = lanes[i] > best ? lanes[i] : best;
-    return best;
+    for (int distance = LANES / 2; distance > 0; distance /= 2) v = max(v, swap_lanes(v, distance));
+    return v[0];
 }
 
 // The largest magnitude as bits: ordered as the numbers are, infinity above them, NaN above all.
