@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from predictor.checkpoints.tensors import TensorFiles
+from predictor.checkpoints.tensors import TensorFiles, trim_heap
 from predictor.errors import CheckpointError, ConfigurationError, LoadCancelled, NotEnoughMemory
 from predictor.model.config import GPT2Config, Width, parse_config
 from predictor.model.cpu.gpt2 import CPUGPT2, packed_bytes, unsupported
@@ -63,7 +63,13 @@ def load_gpt2(
     config = parse_config(read_config(folder))
     check_memory(config, dtype, device, kv_bytes)
     with TensorFiles(folder) as files:
-        return GPT2(config, _telling_fetch(files, config, progress, stop), dtype, device)
+        fetch = _telling_fetch(files, config, progress, stop)
+
+        def fetch_after_copies(name: str, shape: tuple[int, ...]) -> Tensor:
+            trim_heap()  # of the transposed copies made since the last tensor
+            return fetch(name, shape)
+
+        return GPT2(config, fetch_after_copies, dtype, device)
 
 
 def load_compiled(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import Sampled
-from predictor.engine.philox import uniform
 from predictor.engine.sampler import Choose, Draws, sample
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.model.cpu.gpt2 import CPUGPT2
@@ -67,11 +66,11 @@ def compiled_choice(model: CPUGPT2) -> Choose:
     """The compiled kernels' way from logits to tokens: all rows at once, over the model's threads."""
 
     def choose(logits: Tensor, sequences: SequenceOf[Draws]) -> list[int | None]:
-        numbers = uniform([s.seed for s in sequences], [len(s.output_ids) for s in sequences]).tolist()
         draws = []
-        for row, (sequence, number) in enumerate(zip(sequences, numbers, strict=True)):
-            params = sequence.params
-            draws.append(Draw(row, params.greedy, params.top_k, 0, params.temperature, params.top_p, number))
+        for row, sequence in enumerate(sequences):
+            p = sequence.params
+            position = len(sequence.output_ids)
+            draws.append(Draw(row, p.greedy, p.top_k, 0, p.temperature, p.top_p, sequence.seed, position))
         return [None if token < 0 else token for token in model.sample(logits, draws)]
 
     return choose

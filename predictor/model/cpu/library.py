@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from predictor.model.cpu.build import library_path
@@ -42,8 +42,8 @@ class Draw(ctypes.Structure):
     """model.h Draw."""
 
     _fields_ = (
-        ("row", c_int32), ("greedy", c_int32), ("top_k", c_int32), ("reserved", c_int32),
-        ("temperature", c_double), ("top_p", c_double), ("uniform", c_double),
+        ("row", c_int32), ("greedy", c_int32), ("top_k", c_int32), ("unused", c_int32),
+        ("temperature", c_double), ("top_p", c_double), ("seed", c_uint64), ("position", c_uint64),
     )  # fmt: skip
 
 

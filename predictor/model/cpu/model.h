@@ -104,8 +104,9 @@ struct Draw {
     int32_t row;
     int32_t greedy;
     int32_t top_k;  // 0: all
-    int32_t reserved;
-    double temperature, top_p, uniform;
+    int32_t unused;
+    double temperature, top_p;
+    uint64_t seed, position;  // of the output, counted from 0
 };
 
 struct Kernels;

@@ -30,6 +30,22 @@ inline Doubles exp(Doubles x) {
     return x < floor ? Doubles{} : p * (Doubles)exponent;
 }
 
+// The number in [0, 1) that a seed draws its token number `position` with: Philox4x32-10 (Salmon et al. 2011), as
+// predictor/engine/philox.py, which a test holds equal.
+inline double uniform(uint64_t seed, uint64_t position) {
+    uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    for (int round = 0; round < 10; round++) {
+        const uint64_t first = (uint64_t)counter[0] * 0xD2511F53u, second = (uint64_t)counter[2] * 0xCD9E8D57u;
+        const uint32_t next[4] = {(uint32_t)(second >> 32) ^ counter[1] ^ key[0], (uint32_t)second,
+                                  (uint32_t)(first >> 32) ^ counter[3] ^ key[1], (uint32_t)first};
+        memcpy(counter, next, sizeof counter);
+        key[0] += 0x9E3779B9u;
+        key[1] += 0xBB67AE85u;
+    }
+    return ((uint64_t)(counter[0] >> 5) * (1 << 26) + (counter[1] >> 6)) / 9007199254740992.0;  // 53 bits
+}
+
 constexpr int HALF = LANES / 2;
 
 inline Doubles widen(const float* x) {
@@ -97,6 +113,7 @@ struct Distribution {
 // Where a number u in [0, 1) falls among candidates in order, of which top_p of `total` is kept.
 inline int32_t draw_sorted(
     const std::vector<Candidate>& best, const Distribution& distribution, double total, const Draw& draw, bool& enough) {
+    const double u = uniform(draw.seed, draw.position);
     double mass = 0;
     std::vector<double> masses;
     for (const Candidate& candidate : best) {
@@ -106,7 +123,7 @@ inline int32_t draw_sorted(
     }
     enough = masses.size() < best.size() || mass >= draw.top_p * total;
     size_t index = 0;
-    while (index + 1 < masses.size() && masses[index] <= draw.uniform * mass) index++;
+    while (index + 1 < masses.size() && masses[index] <= u * mass) index++;
     return best[index].token;
 }
 
@@ -176,7 +193,8 @@ inline int32_t choose(const float* logits, int vocabulary, const Draw& draw) {
         total += part_mass(logits + first, std::min(PART, vocabulary - first), distribution);
         masses.push_back(total);
     }
-    if (draw.top_p >= 1) return draw_any(logits, vocabulary, distribution, masses, draw.uniform);
+    if (draw.top_p >= 1) 
+        return draw_any(logits, vocabulary, distribution, masses, uniform(draw.seed, draw.position));
     // As many of the best as it takes to hold top_p of the mass.
     for (int64_t count = 64;; count *= 8) {
         const int taken = (int)std::min(count, (int64_t)vocabulary);
