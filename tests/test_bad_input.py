@@ -69,6 +69,10 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("max_new_tokens a string", v1(max_new_tokens="5"), "max_new_tokens"),
     ("max_new_tokens past the context", v1(max_new_tokens=128), "max_new_tokens"),
     ("max_new_tokens past any integer", v1(max_new_tokens=10**30), "max_new_tokens"),
+    ("context_overflow unknown", v1(context_overflow="truncate"), "context_overflow"),
+    ("context_overflow true", v1(context_overflow=True), "context_overflow"),
+    ("context_overflow error, past the context", v1(context_overflow="error", max_new_tokens=128), "max_new_tokens"),
+    ("max_new_tokens past 16 contexts", v1(context_overflow="slide", max_new_tokens=16 * 128), "max_new_tokens"),
     ("the alias and the name", v1(max_tokens=5, max_new_tokens=5), "max_tokens"),
     ("min_new_tokens past max", v1(min_new_tokens=6, max_new_tokens=5), "min_new_tokens"),
     ("min_new_tokens past the default max", v1(min_new_tokens=1000), "min_new_tokens"),
@@ -127,6 +131,11 @@ REFUSED: list[tuple[str, bytes, str]] = [
     # the prompt against the context
     ("a prompt as long as the context", body(instances=["hello " * 200]), "context"),
     ("a prompt no context could hold", body(instances=["x" * 60_000]), "context"),
+    (
+        "a prompt past 16 contexts",
+        body(instances=["hello " * 3000], parameters={"context_overflow": "slide"}),
+        "16 times the context",
+    ),
     ("the second prompt too long", body(instances=["a", "hello " * 200]), "instances[1]"),
     # the older body
     ("text a number", body(text=5), "text"),
@@ -250,6 +259,9 @@ LEGAL: list[dict[str, Any]] = [
     {"stop": "a" * 256},
     {"stop": []},
     {"timeout_s": 60},
+    {"context_overflow": "error"},
+    {"context_overflow": "slide"},
+    {"context_overflow": "slide", "max_new_tokens": 16 * 128 - 2},
     {"logprobs": 20, "details": True},
     {},
 ]
@@ -275,6 +287,8 @@ async def test_extreme_but_legal_parameters_are_answered(client: httpx.AsyncClie
         b'{"instances": ["\\ud83d\\ude00"]}',
         body(text=""),
         body(text="hello", length=100_000),
+        body(text="hello", length=1000, context_overflow="slide"),
+        body(instances=["hello " * 400], parameters={"context_overflow": "slide"}),
         body(text="hello", temperature=0, seed=5),
     ],
     ids=repr,

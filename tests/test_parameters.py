@@ -38,6 +38,7 @@ def assert_refused(field: str, value: Any, *said: str) -> None:
 
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": None,  # 64, or what the context leaves: see below
+    "context_overflow": "error",
     "min_new_tokens": 0,
     "do_sample": True,
     "temperature": 0.7,
@@ -67,6 +68,7 @@ def test_defaults_are_the_tables() -> None:
 ACCEPTED = [
     ("max_new_tokens", [1, 1024]),
     ("max_tokens", [1, 1024]),
+    ("context_overflow", ["error", "slide"]),
     ("min_new_tokens", [0, 1024]),
     ("do_sample", [True, False]),
     ("temperature", [0, 0.0, 1, 100, 100.0, 1e-320, -0.0]),
@@ -100,6 +102,9 @@ OUTSIDE = [
     ("max_new_tokens", 0, "1"),
     ("max_new_tokens", -1, "1"),
     ("max_tokens", 0, "1"),
+    ("context_overflow", "truncate", "'error' or 'slide'"),
+    ("context_overflow", "Slide", "'error' or 'slide'"),
+    ("context_overflow", "", "'error' or 'slide'"),
     ("min_new_tokens", -1, "0"),
     ("temperature", -1e-9, "0"),
     ("temperature", 100.000001, "100"),
@@ -150,12 +155,13 @@ INTEGERS = ["max_new_tokens", "max_tokens", "min_new_tokens", "top_k", "seed", "
 NUMBERS = ["temperature", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "timeout_s"]
 BOOLEANS = ["do_sample", "ignore_eos", "return_full_text", "details", "stream"]
 LISTS = ["bad_words", "stop"]
-EVERY_FIELD = [*INTEGERS, *NUMBERS, *BOOLEANS, *LISTS, "logit_bias"]
+EVERY_FIELD = [*INTEGERS, *NUMBERS, *BOOLEANS, *LISTS, "logit_bias", "context_overflow"]
 
 WRONG_TYPES = [
     *((field, value) for field in INTEGERS for value in (True, False, 3.0, 1.5, "3", [3], {"value": 3})),
     *((field, value) for field in NUMBERS for value in (True, False, "0.7", [0.7], {"value": 0.7})),
     *((field, value) for field in BOOLEANS for value in (0, 1, 0.0, 1.0, "true", "", [True], {})),
+    *(("context_overflow", value) for value in (True, 0, 1.5, ["slide"], {"slide": True})),
     *(("stop", value) for value in (1, 0.5, True, {"a": "b"}, [1], [None], [["a"]], [True])),
     *(("bad_words", value) for value in ("word", 1, 0.5, True, {"a": "b"}, [1], [None], [["a"]])),
     *(("logit_bias", value) for value in ("5", 5, 0.5, True, [], [[5, 1]])),
@@ -280,6 +286,7 @@ def test_a_request_carries_every_field_on() -> None:
     fields = {
         "max_new_tokens": 9, "min_new_tokens": 2, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "n": 3, "seed": 11,
         "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": -0.3, "logit_bias": {"5": 1.5},
+        "context_overflow": "slide",
         "bad_words": ["b"], "stop": ["s"], "ignore_eos": True, "logprobs": 4, "timeout_s": 2.5, "details": True,
     }  # fmt: skip
     request = parse(fields).request("the prompt", "instances[4]")
@@ -364,6 +371,45 @@ def test_a_total_length_is_what_the_prompt_leaves_of_it_and_is_capped_at_the_con
     assert prepared("abcde", {}, max_total_tokens=10**9).params.max_new_tokens == CONTEXT - 5
     with pytest.raises(InvalidRequest, match=r"length.*5") as caught:
         prepared("abcde", {}, max_total_tokens=5)
+    assert caught.value.param == "length"
+
+
+SLIDE = {"context_overflow": "slide"}
+LONGEST = 16 * CONTEXT
+
+
+def test_sliding_tells_the_engine_the_window_and_leaves_the_defaults() -> None:
+    assert prepared("a", {}).params.window is None
+    params = prepared("a", SLIDE).params
+    assert (params.window, params.max_new_tokens) == (CONTEXT, 64)
+    assert prepared("a" * 100, SLIDE).params.max_new_tokens == 64
+    assert prepared("a", {"min_new_tokens": 300} | SLIDE).params.max_new_tokens == 300
+
+
+@pytest.mark.parametrize("field", ["max_new_tokens", "max_tokens"])
+def test_sliding_ends_at_sixteen_contexts(field: str) -> None:
+    assert prepared("a", {field: LONGEST - 1} | SLIDE).params.max_new_tokens == LONGEST - 1
+    with pytest.raises(InvalidRequest, match=r"max_new_tokens.*2047.*16 times the context of 128") as caught:
+        prepared("a", {field: LONGEST} | SLIDE)
+    assert caught.value.param == "max_new_tokens"
+
+
+def test_a_prompt_past_the_context_slides_up_to_sixteen_contexts() -> None:
+    for length in (CONTEXT - 1, CONTEXT, CONTEXT + 1, LONGEST - 64):
+        ready = prepared("a" * length, SLIDE)
+        assert (len(ready.prompt_ids), ready.params.max_new_tokens) == (length, 64)
+    assert prepared("a" * (LONGEST - 1), SLIDE).params.max_new_tokens == 1
+    for length in (LONGEST, LONGEST + 1, 100_000):
+        with pytest.raises(InvalidRequest, match=r"instances\[0\].*16 times the context of 128") as caught:
+            prepared("a" * length, SLIDE)
+        assert caught.value.param == "prompt"
+
+
+def test_a_total_length_slides_up_to_sixteen_contexts() -> None:
+    assert prepared("abcde", SLIDE, max_total_tokens=1000).params.max_new_tokens == 995
+    assert prepared("abcde", SLIDE, max_total_tokens=10**9).params.max_new_tokens == LONGEST - 5
+    with pytest.raises(InvalidRequest, match=r"length.*200") as caught:
+        prepared("a" * 200, SLIDE, max_total_tokens=200)
     assert caught.value.param == "length"
 
 

@@ -9,7 +9,7 @@ import pytest
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import Sampled, SamplingParams, Token
 from predictor.engine.scheduler import Batch, Scheduler
-from predictor.engine.sequence import Request, new_request
+from predictor.engine.sequence import Request, new_request, start_of_window
 
 
 class Bench:
@@ -17,28 +17,54 @@ class Bench:
 
     def __init__(self, slots: int = 1000, max_running: int = 8, chunk: int = 4, step: int = 8) -> None:
         self.slots = SlotAllocator(slots)
+        self.chunk, self.step_tokens = chunk, step
         self.scheduler = Scheduler(self.slots, max_running, chunk, step)
+        self.memory: dict[int, tuple[int, int]] = {}  # slot -> the token and the position computed there
         self.delivered: dict[tuple[str, int], list[Token | Exception]] = {}
 
     def add(self, name: str, prompt: int, new: int, n: int = 1, **params: object) -> Request:
         for k in range(n):
             self.delivered[name, k] = []
         sinks = [self.delivered[name, k].append for k in range(n)]
-        request = new_request([1] * prompt, SamplingParams(max_new_tokens=new, n=n, **params), sinks)
+        request = new_request(list(range(prompt)), SamplingParams(max_new_tokens=new, n=n, **params), sinks)
         self.scheduler.add(request)
         return request
 
     def step(self, token: int = 7) -> Batch:
         batch = self.scheduler.schedule()
         self.check(batch)
+        self.write(batch)
         self.scheduler.commit(batch, [Sampled(token)] * len(batch.sampling))
         return batch
+
+    def write(self, batch: Batch) -> None:
+        """Keep what a forward would keep in each slot; a row that samples must find all of its window there."""
+        for copy in batch.copies:
+            for place in range(copy.tokens):
+                self.memory[copy.target + place] = self.memory[copy.source + place]
+        for work in batch.work:
+            assert work.sequence.slots is not None
+            first = work.sequence.slots.first
+            for position, token_id in enumerate(work.token_ids, work.first_position):
+                self.memory[first + position] = (token_id, position)
+        for sequence in batch.sampling:
+            assert sequence.slots is not None
+            window = [*sequence.prompt_ids, *sequence.output_ids][sequence.window_start :]
+            held = [self.memory.get(sequence.slots.first + position) for position in range(len(window))]
+            assert held == [(token_id, position) for position, token_id in enumerate(window)]
 
     def check(self, batch: Batch) -> None:
         """What must hold of any batch: every sequence once, rows inside its slots, ranges apart."""
         sequences = [work.sequence for work in batch.work] + batch.forks
         assert len(set(map(id, sequences))) == len(sequences)
+        decoding = sum(len(work.token_ids) == 1 for work in batch.work)
+        assert sum(rows(batch)) <= max(self.step_tokens, decoding + self.chunk)
         for work in batch.work:
+            sequence, first = work.sequence, work.sequence.window_start + work.first_position
+            tokens = [*sequence.prompt_ids, *sequence.output_ids]
+            assert sequence.window_start == start_of_window(len(tokens), sequence.params.window)
+            assert work.token_ids == tokens[first : first + len(work.token_ids)]
+            assert work.samples == (first + len(work.token_ids) == len(tokens))
             assert work.sequence.slots is not None
             assert work.first_position + len(work.token_ids) <= work.sequence.slots.length
             assert work.first_position == work.sequence.computed
@@ -99,6 +125,20 @@ def test_nobody_overtakes_who_waits_for_memory() -> None:
     bench.run()
     assert bench.tokens("larger") == 11
     assert bench.tokens("small") == 2
+
+
+def test_nobody_overtakes_a_sample_that_waits_for_memory() -> None:
+    bench = Bench(slots=30)
+    bench.add("large", prompt=4, new=11, n=3)  # 14 slots each
+    bench.step()
+    bench.add("small", prompt=1, new=1)
+    for _ in range(9):
+        bench.step()
+    assert bench.tokens("large", 1) > 0
+    assert bench.tokens("large", 2) == bench.tokens("small") == 0
+    bench.run()
+    assert bench.tokens("large", 2) == 11
+    assert bench.tokens("small") == 1
 
 
 def test_a_sequence_joins_and_leaves_at_any_step() -> None:
@@ -209,6 +249,64 @@ def test_a_row_without_a_number_ends_with_an_error_and_frees() -> None:
     assert not bench.step()
 
 
+def test_a_full_window_is_prefilled_again_from_its_middle() -> None:
+    bench = Bench(slots=8, chunk=4)
+    bench.add("a", prompt=6, new=8, window=8)
+    assert [rows(bench.step()) for _ in range(12)] == [
+        [4], [2], [1], [1], [4], [1], [1], [1], [1], [4], [1], []
+    ]  # fmt: skip
+    assert bench.tokens("a") == 8
+    assert bench.slots.used == 0
+
+
+def test_a_prompt_past_the_window_is_computed_as_far_as_the_window_holds_it() -> None:
+    bench = Bench(slots=6, chunk=4)
+    request = bench.add("a", prompt=21, new=2, window=8)
+    assert request.slots_needed == 6  # the last five tokens and the first new one
+    assert [rows(bench.step()) for _ in range(4)] == [[4], [1], [1], []]
+
+
+def test_samples_that_find_room_copy_the_prompt_before_their_leader_overwrites_it() -> None:
+    bench = Bench(slots=24, chunk=8, step=64)
+    bench.add("a", prompt=8, new=6, n=3, window=8)
+    bench.step()
+    second = bench.step()
+    assert len(second.copies) == len(second.forks) == 2
+    assert [(work.first_position, len(work.token_ids)) for work in second.work] == [(0, 5)]
+    bench.run()
+    assert [bench.tokens("a", k) for k in range(3)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("ended", ["nobody", "the first", "the second", "both"])
+@pytest.mark.parametrize("steps", range(12))
+def test_samples_that_find_no_room_compute_an_overwritten_prompt_anew(steps: int, ended: str) -> None:
+    bench = Bench(slots=8, chunk=2)
+    request = bench.add("a", prompt=6, new=9, n=4, window=8)
+    first, (second, *_) = request.leader, request.pending
+    for _ in range(steps):
+        bench.step()
+    gone = {"nobody": [], "the first": [first], "the second": [second], "both": [first, second]}[ended]
+    for sequence in gone:
+        bench.scheduler.end(sequence)
+    bench.run()
+    for k, sequence in enumerate([first, second]):
+        assert (bench.tokens("a", k) == 9) == (sequence not in gone)
+    assert [bench.tokens("a", k) for k in (2, 3)] == [9, 9]
+    assert bench.slots.used == 0
+    assert bench.scheduler.sequences == []
+
+
+def test_full_windows_and_new_requests_take_turns() -> None:
+    bench = Bench(chunk=2, step=2)
+    for place in range(6):
+        bench.add(str(place), prompt=7, new=2000, window=8)
+    for _ in range(1200):
+        bench.step()
+    tokens = [bench.tokens(str(place)) for place in range(6)]
+    assert max(tokens) < 2000
+    assert max(tokens) - min(tokens) <= 24
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_any_mix_of_arrivals_and_ends_leaks_nothing(seed: int) -> None:
     chance = random.Random(seed)
@@ -217,7 +315,7 @@ def test_any_mix_of_arrivals_and_ends_leaks_nothing(seed: int) -> None:
     for place in range(60):
         if chance.random() < 0.5:
             prompt, new, n = chance.randint(1, 30), chance.randint(1, 30), chance.choice([1, 1, 2, 5])
-            request = bench.add(str(place), prompt, new, n)
+            request = bench.add(str(place), prompt, new, n, window=chance.choice([None, None, 3, 10, 25]))
             alive += [request.leader, *request.pending]
         if alive and chance.random() < 0.5:
             bench.scheduler.end(alive.pop(chance.randrange(len(alive))))

@@ -269,6 +269,11 @@ def test_the_older_body_takes_the_parameters_beside_text() -> None:
     assert (row.request.top_k, row.request.seed, row.request.stop, row.full_text) == (3, 5, ("x",), False)
 
 
+def test_the_older_body_may_slide() -> None:
+    (row,) = parse({"text": "Once", "length": 5000, "context_overflow": "slide"}, LIMITS).rows
+    assert (row.request.max_total_tokens, row.request.context_overflow) == (5000, "slide")
+
+
 # Answers.
 
 

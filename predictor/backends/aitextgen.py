@@ -79,6 +79,7 @@ class AitextgenBackend:
 
     def check(self, params: SamplingParams) -> None:
         missing = {
+            "context_overflow": params.window is not None,
             "presence_penalty": params.presence_penalty != 0,
             "frequency_penalty": params.frequency_penalty != 0,
             "logit_bias": bool(params.logit_bias),

@@ -20,6 +20,7 @@ class SamplingParams:
     """How to choose each next token. Ranges are in settings and protocols; here they hold."""
 
     max_new_tokens: int
+    window: int | None = None  # the most tokens the model sees, where they may slide; None: all fit the context
     min_new_tokens: int = 0
     temperature: float = 0.7  # 0 = greedy
     top_k: int = 50  # 0 = off

@@ -2,13 +2,16 @@
 
 Each step takes one row of every decoding sequence, then prefill chunks in order of arrival while rows are left.
 Chunks begin at multiples of the chunk size and are never cut shorter, so how a prompt is computed depends on the
-prompt alone. First come, first served: nobody overtakes a request that waits for KV memory.
+prompt alone. First come, first served: nobody overtakes a request that waits for KV memory. A sequence whose window
+is full comes again, as if it had just arrived: it is prefilled in its own slots, behind the requests that wait.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import count, islice, takewhile
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import FinishReason, Sampled, Token
@@ -18,7 +21,7 @@ from predictor.errors import EngineFailed, PredictorError
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Consecutive positions of one sequence to compute in this step."""
+    """Consecutive positions of one sequence's window to compute in this step."""
 
     sequence: Sequence
     first_position: int
@@ -63,6 +66,7 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._waiting: deque[Sequence] = deque()  # siblings whose prompt is computed, then leaders by arrival
         self._running: list[Sequence] = []
+        self._turns = count()
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -84,13 +88,15 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request: its first sequence now, the siblings once the prompt is computed."""
+        request.leader.turn = next(self._turns)
         self._waiting.append(request.leader)
 
     def schedule(self) -> Batch:
         """Choose the next step's rows; empty when there is nothing to do."""
         batch = Batch()
-        batch.work = [_decode(sequence) for sequence in self._running if not sequence.in_prefill]
-        self._fork(batch)
+        self._fork(batch)  # first: sliding may overwrite the prompt that is copied here
+        self._slide()
+        batch.work = [self._next_work(sequence) for sequence in self._running if sequence.uncomputed == 1]
         self._prefill(batch)
         return batch
 
@@ -102,28 +108,43 @@ class Scheduler:
             batch.forks.append(self._waiting[0])
             self._running.append(self._waiting.popleft())
 
+    def _slide(self) -> None:
+        """Let the full windows of running sequences move on."""
+        for sequence in self._running:
+            if sequence.window_full:
+                request = sequence.request
+                if request.pending and sequence.slots == request.prompt_slots:
+                    self._lead_anew(request)  # the siblings that found no room above lose their prompt
+                sequence.slide()
+                sequence.turn = next(self._turns)
+
     def _prefill(self, batch: Batch) -> None:
-        """Add chunks while they fit, the first in any case: of prompts begun, then of new requests."""
+        """Add chunks while they fit, the first in any case: of windows begun and of new requests, by turn."""
         rows = len(batch.work)
         limit = max(self._step_tokens, rows + self._chunk_tokens)
-        for sequence in [s for s in self._running if s.in_prefill]:
-            chunk = self._chunk(sequence)
+        begun = sorted((s for s in self._running if s.uncomputed > 1), key=_turn)
+        new = list(islice(takewhile(lambda s: s.leads, self._waiting), self.free_seats))
+        blocked = False
+        for sequence in merge(begun, new, key=_turn):
+            starts = sequence.slots is None
+            if starts and blocked:
+                continue
+            chunk = self._next_work(sequence)
             if rows + len(chunk.token_ids) > limit:
                 return
+            if starts and not self._admit_leader(sequence):
+                blocked = True  # nobody overtakes it; windows begun have their memory and go on
+                continue
             batch.work.append(chunk)
             rows += len(chunk.token_ids)
-        while self._waiting and self._waiting[0].leads and len(self._running) < self._max_running:
-            sequence = self._waiting[0]
-            rows += min(self._chunk_tokens, len(sequence.prompt_ids))
-            if rows > limit or not self._admit_leader(sequence):
-                return
-            batch.work.append(self._chunk(sequence))
-            self._running.append(self._waiting.popleft())
 
     def _admit_leader(self, sequence: Sequence) -> bool:
         sequence.slots = self._slots.allocate(sequence.request.slots_needed)
-        sequence.request.prompt_slots = sequence.slots
-        return sequence.slots is not None
+        if sequence.slots is None:
+            return False
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        return True
 
     def _admit_sibling(self, sequence: Sequence, batch: Batch) -> bool:
         request = sequence.request
@@ -134,16 +155,14 @@ class Scheduler:
             sequence.slots = self._slots.allocate(request.slots_needed)
             if sequence.slots is None:
                 return False
-            tokens = len(request.prompt_ids)
-            batch.copies.append(PromptCopy(request.prompt_slots.first, sequence.slots.first, tokens))
-        sequence.computed = len(request.prompt_ids)
+            batch.copies.append(PromptCopy(request.prompt_slots.first, sequence.slots.first, sequence.uncomputed))
+        sequence.computed = sequence.uncomputed
         request.pending.remove(sequence)
         return True
 
-    def _chunk(self, sequence: Sequence) -> Work:
-        prompt, first = sequence.request.prompt_ids, sequence.computed
-        chunk = prompt[first : first + self._chunk_tokens]
-        return Work(sequence, first, chunk, samples=first + len(chunk) == len(prompt))
+    def _next_work(self, sequence: Sequence) -> Work:
+        tokens = sequence.next_tokens(self._chunk_tokens)
+        return Work(sequence, sequence.computed, tokens, samples=len(tokens) == sequence.uncomputed)
 
     def commit(self, batch: Batch, sampled: list[Sampled]) -> None:
         """Account for a step that ran: advance, deliver tokens, let go of what ended."""
@@ -152,6 +171,7 @@ class Scheduler:
             sequence.computed += len(work.token_ids)
             if work.samples and sequence.leads and not sequence.output_ids:
                 # The prompt is computed: the siblings go first, before requests that came later.
+                sequence.request.prompt_slots = sequence.slots
                 for sibling in sequence.request.pending:
                     self._waiting.insert(self._siblings_waiting(), sibling)
         for sequence, sample in zip(batch.sampling, sampled, strict=True):
@@ -187,12 +207,10 @@ class Scheduler:
                 queue.remove(sequence)
         if sequence in request.pending:
             request.pending.remove(sequence)
-        elif sequence.in_prefill:
+        elif request.pending and sequence.leads and request.prompt_slots is None:
             self._free(sequence)
-            if request.pending:  # somebody else has to compute the prompt
-                request.leader = request.pending.pop(0)
-                self._waiting.insert(self._siblings_waiting(), request.leader)
-        elif sequence.slots == request.prompt_slots and request.pending:
+            self._lead_anew(request)
+        elif request.pending and sequence.slots == request.prompt_slots:
             request.prompt_slots_orphaned, sequence.slots = True, None
         else:
             self._free(sequence)
@@ -202,6 +220,16 @@ class Scheduler:
             request.prompt_slots_orphaned = False
         if error is not None:
             sequence.sink(error)
+
+    def _lead_anew(self, request: Request) -> None:
+        """Let the next sibling compute the prompt, and the others wait for it."""
+        for sibling in request.pending:
+            if sibling in self._waiting:
+                self._waiting.remove(sibling)
+        request.prompt_slots = None
+        request.pending[0].turn = request.leader.turn
+        request.leader = request.pending.pop(0)
+        self._waiting.insert(self._siblings_waiting(), request.leader)
 
     def _siblings_waiting(self) -> int:
         """How many siblings stand at the head of the queue.
@@ -216,5 +244,5 @@ class Scheduler:
             sequence.slots = None
 
 
-def _decode(sequence: Sequence) -> Work:
-    return Work(sequence, sequence.computed, [sequence.output_ids[-1]], samples=True)
+def _turn(sequence: Sequence) -> int:
+    return sequence.turn

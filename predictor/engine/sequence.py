@@ -25,27 +25,37 @@ class Request:
     params: SamplingParams
     leader: Sequence = field(init=False)
     pending: list[Sequence] = field(default_factory=list)  # siblings that have not started
-    prompt_slots: SlotRange | None = None  # where the prompt's keys and values lie
+    prompt_slots: SlotRange | None = None  # where the prompt's keys and values lie; None: the leader has to compute it
     prompt_slots_orphaned: bool = False  # their owner has ended: the next sibling takes them over
     prompt_logits: Tensor | None = None  # [V] of the prompt's last position, for the siblings' first token
 
     @property
     def slots_needed(self) -> int:
         """KV slots of one sequence at its longest; the last token's keys and values are never read."""
-        return len(self.prompt_ids) + self.params.max_new_tokens - 1
+        prompt, window = len(self.prompt_ids), self.params.window
+        needed = prompt - start_of_window(prompt, window) + self.params.max_new_tokens - 1
+        return needed if window is None else min(needed, window)
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One sample in the making. Mutable; owned by the engine's thread."""
+    """One sample in the making. Mutable; owned by the engine's thread.
+
+    The model sees a window of its tokens, as a rule all of them: the token at `window_start` is at position 0.
+    """
 
     request: Request
     seed: int
     sink: Sink
     output_ids: list[int] = field(default_factory=list)
-    computed: int = 0  # positions whose keys and values are in the KV memory
+    window_start: int = field(init=False)
+    computed: int = field(init=False)  # positions whose keys and values are in the KV memory
     slots: SlotRange | None = None
+    turn: int = 0  # when its window joined the line for prefill
     done: bool = False
+
+    def __post_init__(self) -> None:
+        self.slide()
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -60,8 +70,45 @@ class Sequence:
         return self.request.leader is self
 
     @property
-    def in_prefill(self) -> bool:
-        return self.computed < len(self.prompt_ids)
+    def length(self) -> int:
+        """Tokens so far, prompt included."""
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens of the window that are still to be computed: 1 while decoding, more in a prefill."""
+        return self.length - self.window_start - self.computed
+
+    @property
+    def window_full(self) -> bool:
+        """Whether the newest token has no position left."""
+        window = self.request.params.window
+        return window is not None and self.length - self.window_start > window
+
+    def slide(self) -> None:
+        """Begin the window that the tokens so far call for; nothing of it is computed."""
+        self.window_start, self.computed = start_of_window(self.length, self.params.window), 0
+
+    def next_tokens(self, most: int) -> list[int]:
+        """The first `most` of the tokens that are still to be computed."""
+        first = self.window_start + self.computed
+        prompt = self.request.prompt_ids
+        if first >= len(prompt):
+            return self.output_ids[first - len(prompt) : first - len(prompt) + most]
+        return (prompt[first : first + most] + self.output_ids[:most])[:most]
+
+
+def start_of_window(length: int, window: int | None) -> int:
+    """How many of `length` tokens the model no longer sees when it draws the next one.
+
+    A full window moves on by half, so between half of it and all of it is seen. Each move computes the half that stays
+    again, at its new positions: one prefill row for each token generated. The count depends on `length` alone: a text
+    goes on the same whether it was sent or generated.
+    """
+    if window is None or length <= window:
+        return 0
+    stride = window - window // 2
+    return -(-(length - window) // stride) * stride
 
 
 def new_request(prompt_ids: list[int], params: SamplingParams, sinks: list[Sink]) -> Request:

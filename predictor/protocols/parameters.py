@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.strict_json import printable
-from predictor.text.request import TextRequest
+from predictor.text.request import ContextOverflow, TextRequest
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_BAD_WORDS = 256
@@ -32,6 +32,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     max_new_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_new_tokens", "max_tokens"))
+    context_overflow: ContextOverflow = "error"
     min_new_tokens: int = Field(0, ge=0)
     do_sample: bool = True
     temperature: float = Field(0.7, ge=0, le=100)
@@ -85,6 +86,7 @@ class Parameters(BaseModel):
             prompt=prompt,
             max_new_tokens=self.max_new_tokens,
             max_total_tokens=max_total_tokens,
+            context_overflow=self.context_overflow,
             min_new_tokens=self.min_new_tokens,
             temperature=self.temperature if self.do_sample else 0.0,
             top_k=self.top_k,

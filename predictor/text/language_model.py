@@ -18,6 +18,9 @@ from predictor.text.vocabulary import Vocabulary
 # Log-probabilities in one answer, alternatives counted: 250,000 are about 15 MB of JSON.
 _MAX_LOGPROBS = 250_000
 
+# Contexts that one sequence may fill with `context_overflow: "slide"`, prompt included.
+_MAX_CONTEXTS = 16
+
 _DEFAULT_NEW_TOKENS = 64
 _DEFAULT_TOP_K = 50
 
@@ -29,6 +32,14 @@ _INLINE_CHARACTERS = 4_000
 class _Prepared:
     prompt_ids: list[int]
     params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The most tokens a sequence may have, prompt included, and what to call them in a message."""
+
+    tokens: int
+    name: str
 
 
 class LanguageModel:
@@ -94,24 +105,23 @@ class LanguageModel:
 
         `filters` keeps banned strings from one prompt to the next.
         """
-        context, vocabulary = self.backend.context, self.vocabulary
+        vocabulary, bound = self.vocabulary, self._bound(request)
         longest = vocabulary.longest_token
-        if longest and len(request.prompt) > context * longest:
+        if longest and len(request.prompt) > bound.tokens * longest:
             raise InvalidRequest(
-                f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit the context of "
-                f"{context} tokens",
+                f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit {bound.name} tokens",
                 param="prompt",
             )
         prompt_ids = vocabulary.encode(request.prompt) or self._empty_prompt()
-        room = context - len(prompt_ids)
-        if room < 1:
+        if len(prompt_ids) >= bound.tokens:
             raise InvalidRequest(
                 f"{request.name}: the prompt has {len(prompt_ids)} tokens and must leave room for one more in "
-                f"the context of {context}",
+                f"{bound.name}",
                 param="prompt",
             )
         params = SamplingParams(
-            max_new_tokens=self._max_new_tokens(request, len(prompt_ids), room),
+            max_new_tokens=_max_new_tokens(request, len(prompt_ids), bound),
+            window=self.backend.context if request.context_overflow == "slide" else None,
             min_new_tokens=request.min_new_tokens,
             temperature=request.temperature,
             top_k=min(_DEFAULT_TOP_K, self.backend.vocabulary) if request.top_k is None else request.top_k,
@@ -131,6 +141,12 @@ class LanguageModel:
         self.backend.check(params)
         return _Prepared(prompt_ids, params)
 
+    def _bound(self, request: TextRequest) -> _Bound:
+        context = self.backend.context
+        if request.context_overflow == "slide":
+            return _Bound(_MAX_CONTEXTS * context, f"{_MAX_CONTEXTS} times the context of {context}")
+        return _Bound(context, f"the context of {context}")
+
     def _empty_prompt(self) -> list[int]:
         """GPT-2 begins a text after its end-of-text token; an empty prompt becomes that."""
         token = self.backend.tokenizer.bos_token_id
@@ -138,26 +154,6 @@ class LanguageModel:
         if token is None:
             raise InvalidRequest("prompt must not be empty: this model has no token to begin with", param="prompt")
         return [int(token)]
-
-    def _max_new_tokens(self, request: TextRequest, prompt_tokens: int, room: int) -> int:
-        if request.max_total_tokens is not None:
-            new = min(request.max_total_tokens, self.backend.context) - prompt_tokens
-            if new < 1:
-                raise InvalidRequest(
-                    f"length is the total with the prompt and must be above the prompt's {prompt_tokens} tokens, "
-                    f"got {request.max_total_tokens}",
-                    param="length",
-                )
-            return new
-        if request.max_new_tokens is None:
-            return max(min(_DEFAULT_NEW_TOKENS, room), min(request.min_new_tokens, room))
-        if request.max_new_tokens > room:
-            raise InvalidRequest(
-                f"{request.name}: max_new_tokens must be at most {room}, what the prompt's {prompt_tokens} tokens "
-                f"leave of the context of {self.backend.context}, got {request.max_new_tokens}",
-                param="max_new_tokens",
-            )
-        return request.max_new_tokens
 
     def _check_model_limits(self, request: TextRequest, params: SamplingParams) -> None:
         if params.min_new_tokens > params.max_new_tokens:
@@ -188,6 +184,28 @@ class LanguageModel:
         if request.bad_words not in filters:
             filters[request.bad_words] = BannedStrings(request.bad_words, self.vocabulary)
         return filters[request.bad_words]
+
+
+def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> int:
+    if request.max_total_tokens is not None:
+        new = min(request.max_total_tokens, bound.tokens) - prompt_tokens
+        if new < 1:
+            raise InvalidRequest(
+                f"length is the total with the prompt and must be above the prompt's {prompt_tokens} tokens, "
+                f"got {request.max_total_tokens}",
+                param="length",
+            )
+        return new
+    room = bound.tokens - prompt_tokens
+    if request.max_new_tokens is None:
+        return max(min(_DEFAULT_NEW_TOKENS, room), min(request.min_new_tokens, room))
+    if request.max_new_tokens > room:
+        raise InvalidRequest(
+            f"{request.name}: max_new_tokens must be at most {room}, what the prompt's {prompt_tokens} tokens "
+            f"leave of {bound.name}, got {request.max_new_tokens}",
+            param="max_new_tokens",
+        )
+    return request.max_new_tokens
 
 
 def _check_size(params: list[SamplingParams]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictor.engine.params import FinishReason
+
+# What happens past the model's context: a refusal, or the model sees a window of the text that moves on.
+ContextOverflow = Literal["error", "slide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class TextRequest:
 
     prompt: str
     max_new_tokens: int | None = None  # None: 64, or what the context leaves
-    max_total_tokens: int | None = None  # prompt included; capped at the context (the older body's `length`)
+    max_total_tokens: int | None = None  # prompt included; capped at what may be asked for (the older body's `length`)
+    context_overflow: ContextOverflow = "error"
     min_new_tokens: int = 0
     temperature: float = 0.7  # 0 = greedy
     top_k: int | None = None  # None: 50, or the vocabulary where that is smaller; 0 = off
