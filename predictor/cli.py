@@ -12,6 +12,7 @@ from rich.console import Console
 
 from predictor import __version__
 from predictor.errors import ConfigurationError, PredictorError
+from predictor.evaluation.options import ParityOptions, ReferenceName, defaults, limits_of
 from predictor.settings import PREFIX, Settings, flag, load_settings
 from predictor.training.options import FinetuneOptions
 
@@ -169,6 +170,62 @@ def finetune(
         f"{report.bits_per_byte:.4f} bits per byte at step {report.best_step} of {report.steps}, "
         f"in {report.duration_s:.0f} s on {report.device}"
     )
+
+
+@app.command()
+def parity(
+    text: Annotated[
+        Path, typer.Option(help="UTF-8 text file to compare on, the nearer to the model's own the better.")
+    ],
+    model: Annotated[str, typer.Option(help="A folder, or a Hugging Face hub id.")] = "models/bard",
+    dtype: Annotated[str, typer.Option(help="The width to judge; auto is what serve would choose.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; the reference runs there too.")] = "auto",
+    windows: Annotated[
+        int | None, typer.Option(help="Windows at most, from the text's start; by default all of it.", min=1)
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(help="Tokens computed at a time; 1 is how a text is generated, slowly.", min=1)
+    ] = 128,
+    reference: Annotated[
+        ReferenceName, typer.Option(help="Whose float32: this predictor's, or transformers' as an outside oracle.")
+    ] = "predictor",
+    max_perplexity_loss: Annotated[
+        float | None,
+        typer.Option(help=f"Perplexity / reference - 1 that passes. [default: {defaults('max_perplexity_loss')}]"),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(help=f"Share of equal likeliest tokens that passes. [default: {defaults('min_top1')}]"),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help=f"Mean KL(reference || dtype) in nats that passes. [default: {defaults('max_kl')}]"),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the figures to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw, by position and by size of difference.")] = None,
+) -> None:
+    """Compare a number format with float32 on a text; exit code 1 if it is past a limit or makes a NaN.
+
+    Perplexity is over the predictions inside consecutive windows of the model's whole context. Try it with
+    predictor parity --dtype bfloat16 --text plays.txt
+    """
+    settings = load_settings({"model": f"parity={model}", "dtype": dtype, "device": device})
+    from predictor.backends.device import choose_device, choose_width
+    from predictor.evaluation.parity import parity as run
+    from predictor.evaluation.parity import write_files
+    from predictor.evaluation.report import told
+
+    chosen = choose_device(settings.device)
+    width = choose_width(settings.dtype, chosen)
+    limits = limits_of(width, max_perplexity_loss=max_perplexity_loss, min_top1=min_top1, max_kl=max_kl)
+    options = ParityOptions(model, width, str(chosen), text, windows, rows, reference, limits, json, plot)
+    report = run(options)
+    Console().print(told(report))
+    write_files(report, options)
+    for failure in report.failures:
+        Console(stderr=True, soft_wrap=True).print(f"failed: {failure}", style="red", markup=False, highlight=False)
+    if report.failures:
+        raise typer.Exit(1)
 
 
 def main() -> None:

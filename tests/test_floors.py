@@ -31,7 +31,11 @@ FLOORS = [
 HEIGHT = {room: len(FLOORS) - place for place, rooms in enumerate(FLOORS) for room in rooms}
 
 # Only the command line enters these, and they stay out of the request's way.
-SIDE_ROOMS = {"training": {"model", "checkpoints", "settings", "errors"}, "rollout": {"settings", "errors"}}
+SIDE_ROOMS = {
+    "training": {"model", "checkpoints", "settings", "errors"},
+    "evaluation": {"model", "checkpoints", "settings", "errors"},
+    "rollout": {"settings", "errors"},
+}
 
 # Package -> the rooms that may import it.
 GUESTS = {
