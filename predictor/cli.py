@@ -30,8 +30,9 @@ def setting(name: str) -> Any:
     """The typer option of a setting: no default of its own, so that a variable can take effect."""
     field = Settings.model_fields[name]
     default = "" if field.default is None else f" [default: {field.default}]"
+    spelled = f"{flag(name)}/--no-{flag(name)[2:]}" if field.annotation is bool else flag(name)
     return typer.Option(
-        flag(name), help=f"{field.description}. [env: {PREFIX}{name.upper()}]{default}", show_default=False
+        spelled, help=f"{field.description}. [env: {PREFIX}{name.upper()}]{default}", show_default=False
     )
 
 
@@ -59,6 +60,7 @@ def serve(
     queue_limit: Annotated[int | None, setting("queue_limit")] = None,
     prefill_chunk_tokens: Annotated[int | None, setting("prefill_chunk_tokens")] = None,
     step_tokens: Annotated[int | None, setting("step_tokens")] = None,
+    speculation: Annotated[bool | None, setting("speculation")] = None,
     max_instances: Annotated[int | None, setting("max_instances")] = None,
     max_body_bytes: Annotated[int | None, setting("max_body_bytes")] = None,
     timeout_s: Annotated[float | None, setting("timeout_s")] = None,

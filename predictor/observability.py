@@ -17,6 +17,13 @@ REQUESTS_RUNNING = Gauge("predictor_requests_running", "requests of which a sequ
 REQUESTS_WAITING = Gauge("predictor_requests_waiting", "requests of which nothing has started", _LABELS)
 KV_TOKENS_USED = Gauge("predictor_kv_tokens_used", "tokens of KV memory that sequences own", _LABELS)
 KV_TOKENS = Gauge("predictor_kv_tokens", "tokens the KV memory holds", _LABELS)
+GUESSED_TOKENS = Gauge("predictor_guessed_tokens", "tokens guessed ahead by speculation since the start", _LABELS)
+HELD_TOKENS = Gauge("predictor_held_tokens", "guessed tokens that were what was drawn, since the start", _LABELS)
+MODEL = Gauge(
+    "predictor_model_info",
+    "1 for the model in use, its width and device as labels",
+    [*_LABELS, "backend", "dtype", "device"],
+)
 REQUESTS = Counter("predictor_requests", "answered :predict requests", [*_LABELS, "code"])
 PROMPT_TOKENS = Counter("predictor_prompt_tokens", "tokens of prompts answered", _LABELS)
 COMPLETION_TOKENS = Counter("predictor_completion_tokens", "tokens generated in answers", _LABELS)

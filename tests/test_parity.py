@@ -288,11 +288,6 @@ def test_wrong_flags_are_usage_errors_that_name_them(flags: list[str], said: str
     assert said in result.output
 
 
-def test_a_width_without_a_model_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(ConfigurationError, match="this build has no int3"):
-        models.open_candidate(checkpoint, "int3", CPU, lambda done, total: None)
-
-
 def test_transformers_makes_up_no_weights(text: Path, tmp_path: Path) -> None:
     folder = damaged(tmp_path / "model", "ln_f.bias", (0,), 0.0)
     tensors = load_file(folder / "model.safetensors")

@@ -78,6 +78,15 @@ def test_one_port_only(bard: ServerProcess) -> None:
     assert [c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN] == [bard.port]
 
 
+def test_details_and_metrics_tell_the_width_in_use(bard: ServerProcess) -> None:
+    body = {"instances": ["x"], "parameters": {"details": True, "max_new_tokens": 2}}
+    (told,) = bard.predict("aitextgen", body).json()["predictions"]
+    assert told["dtype"] == "float32"
+    (line,) = [line for line in bard.get("/metrics").text.splitlines() if line.startswith("predictor_model_info{")]
+    for label in ('model_name="aitextgen"', 'backend="engine"', 'dtype="float32"', 'device="cpu"'):
+        assert label in line
+
+
 def test_a_client_that_leaves_frees_its_sequences(bard: ServerProcess) -> None:
     body = json.dumps(ENDLESS).encode()
     with socket.create_connection(("127.0.0.1", bard.port)) as connection:

@@ -54,9 +54,10 @@ async def test_full_text_begins_with_the_prompt(client: httpx.AsyncClient) -> No
 async def test_details_tell_counts_reason_seed_and_logprobs(client: httpx.AsyncClient) -> None:
     (told,) = await predict(client, "hello world", seed=9, max_new_tokens=5, ignore_eos=True, details=True, logprobs=2)
     (plain,) = await predict(client, "hello world", seed=9, max_new_tokens=5, ignore_eos=True)
-    assert set(told) == {"text", "finish_reason", "prompt_tokens", "completion_tokens", "seed", "logprobs"}
+    assert set(told) == {"text", "finish_reason", "prompt_tokens", "completion_tokens", "seed", "dtype", "logprobs"}
     assert told["text"] == plain
     assert (told["finish_reason"], told["completion_tokens"], told["seed"]) == ("length", 5, 9)
+    assert told["dtype"] == "float32"
     logprobs = told["logprobs"]
     assert set(logprobs) == {"token_ids", "tokens", "token_logprobs", "top_logprobs"}
     assert [len(column) for column in logprobs.values()] == [5, 5, 5, 5]

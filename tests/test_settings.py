@@ -56,6 +56,7 @@ SET = {
     "queue_limit": ("8", 8),
     "prefill_chunk_tokens": ("16", 16),
     "step_tokens": ("32", 32),
+    "speculation": ("false", False),
     "max_instances": ("3", 3),
     "max_body_bytes": ("4096", 4096),
     "timeout_s": ("1.5", 1.5),

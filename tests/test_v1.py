@@ -27,7 +27,7 @@ def refusal(body: Any) -> InvalidRequest:
 def completion(text: str, **changes: Any) -> Completion:
     fields = {
         "text": text, "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 2, "seed": 7,
-        "logprobs": None, "top_logprobs": (),
+        "dtype": "int8", "logprobs": None, "top_logprobs": (),
     }  # fmt: skip
     return Completion(**(fields | changes))
 
@@ -291,7 +291,7 @@ def test_return_full_text_adds_the_prompt() -> None:
     assert answer(body, [[completion(" x")], [completion(" y")]]) == {"predictions": ["a x", " y"]}
 
 
-def test_details_tell_counts_reason_and_seed() -> None:
+def test_details_tell_counts_reason_seed_and_dtype() -> None:
     body = {"instances": ["a"], "parameters": {"details": True}}
     assert answer(body, [[completion(" x", finish_reason="length", seed=2**64 - 1)]]) == {
         "predictions": [
@@ -301,6 +301,7 @@ def test_details_tell_counts_reason_and_seed() -> None:
                 "prompt_tokens": 3,
                 "completion_tokens": 2,
                 "seed": 2**64 - 1,
+                "dtype": "int8",
                 "logprobs": None,
             }
         ]

@@ -27,7 +27,7 @@ class Scripted:
 
     def __init__(self, slots: int = 4000, step_s: float = 0.0) -> None:
         self.slots = SlotAllocator(slots)
-        self.choose = None
+        self.choose, self.rows_are_exact = None, False
         self.step_s = step_s
         self.fail_next = False
         self.steps = 0

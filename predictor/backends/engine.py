@@ -48,6 +48,7 @@ class WorkerBackend:
             max_running=options.max_running,
             chunk_tokens=options.prefill_chunk_tokens,
             step_tokens=options.step_tokens,
+            speculation=options.speculation,
         )
         _warm_up(engine)
         self._worker = EngineWorker(engine, options.queue_limit)

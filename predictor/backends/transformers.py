@@ -66,6 +66,7 @@ class TransformersForward:
         self._caches: dict[int, Any] = {}
         self.slots: SlotAllocator = _Slots(slots, self._caches)
         self.choose: Choose | None = None
+        self.rows_are_exact = False
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
         for each in copies:

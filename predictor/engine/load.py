@@ -14,3 +14,5 @@ class Load:
     free_seats: int = 0  # sequences of any length that could start now
     used_slots: int = 0
     slots: int = 0
+    guessed_tokens: int = 0  # by speculation, since the start
+    held_tokens: int = 0  # of these, how many were what was drawn

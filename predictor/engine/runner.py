@@ -21,6 +21,7 @@ class Forward(Protocol):
     """The tensors behind an engine: ours below, transformers' in backends/transformers.py."""
 
     slots: SlotAllocator
+    rows_are_exact: bool  # whether a row's bits are the same in any company, its sequence's other rows included
     choose: Choose | None  # how tokens are drawn from logits, where the device has a better way than torch's
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
@@ -50,11 +51,12 @@ class Runner:
 
     def _keep_prompt_logits(self, batch: Batch, logits: Tensor) -> None:
         """The siblings will sample their first token from the same logits as their leader."""
-        sampling = (work for work in batch.work if work.samples)
-        for row, work in zip(logits, sampling, strict=True):
+        row = 0
+        for work in batch.work:
             request = work.sequence.request
-            if request.pending and request.prompt_logits is None:
-                request.prompt_logits = row.clone()
+            if work.samples and request.pending and request.prompt_logits is None:
+                request.prompt_logits = logits[row].clone()
+            row += work.samples
 
 
 def _prompt_logits(logits: Tensor | None) -> Tensor:
@@ -81,6 +83,7 @@ class GPT2Forward:
 
     def __init__(self, model: GPT2 | CPUGPT2, slots: int) -> None:
         self.slots = SlotAllocator(slots, model.slot_multiple)
+        self.rows_are_exact = isinstance(model, CPUGPT2)
         self.choose = compiled_choice(model) if isinstance(model, CPUGPT2) else None
         self._model = model
         self._kv = model.new_kv(slots)
@@ -102,8 +105,7 @@ class GPT2Forward:
             token_ids += work.token_ids
             positions += range(first, first + count)
             slots += range(base + first, base + first + count)
-            if work.samples:
-                wanted.append(len(token_ids) - 1)
+            wanted += range(len(token_ids) - work.samples, len(token_ids))
 
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=self._model.device)

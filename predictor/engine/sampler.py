@@ -25,8 +25,11 @@ _LARGEST = 3e38
 class Draws(Protocol):
     """What the sampler needs to know of a sequence (engine/sequence.py's Sequence, seen from here)."""
 
-    seed: int
-    output_ids: list[int]
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def output_ids(self) -> list[int]: ...
 
     @property
     def prompt_ids(self) -> list[int]: ...

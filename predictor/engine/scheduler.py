@@ -14,19 +14,51 @@ from heapq import merge
 from itertools import count, islice, takewhile
 
 from predictor.engine.cache import SlotAllocator
-from predictor.engine.params import FinishReason, Sampled, Token
+from predictor.engine.params import FinishReason, Sampled, SamplingParams, Token
 from predictor.engine.sequence import Request, Sequence
 from predictor.errors import EngineFailed, PredictorError
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Consecutive positions of one sequence's window to compute in this step."""
+    """Consecutive positions of a sequence's window to compute in this step.
+
+    The last `samples` rows are sampled: none in the midst of a prefill, as a rule one; with guesses (speculation.py)
+    the row before them and each of theirs.
+    """
 
     sequence: Sequence
     first_position: int
     token_ids: list[int]
-    samples: bool  # whether the last row's logits are wanted
+    samples: int
+
+    @property
+    def guesses(self) -> list[int]:
+        return self.token_ids[len(self.token_ids) + 1 - self.samples :] if self.samples > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A sequence as it will be if its guesses hold: what the sampler draws the token after them for."""
+
+    sequence: Sequence
+    guesses: list[int]
+
+    @property
+    def seed(self) -> int:
+        return self.sequence.seed
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.sequence.prompt_ids
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.sequence.params
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.sequence.output_ids + self.guesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +82,14 @@ class Batch:
         return bool(self.work or self.forks)
 
     @property
-    def sampling(self) -> list[Sequence]:
-        """The sequences that get a token, in the order of the runner's answer."""
-        return [work.sequence for work in self.work if work.samples] + self.forks
+    def sampling(self) -> list[Sequence | Ahead]:
+        """What gets a token, in the order of the runner's answer."""
+        rows: list[Sequence | Ahead] = []
+        for work in self.work:
+            if work.samples:
+                rows.append(work.sequence)
+                rows += [Ahead(work.sequence, work.guesses[:count]) for count in range(1, work.samples)]
+        return rows + self.forks
 
 
 class Scheduler:
@@ -162,22 +199,31 @@ class Scheduler:
 
     def _next_work(self, sequence: Sequence) -> Work:
         tokens = sequence.next_tokens(self._chunk_tokens)
-        return Work(sequence, sequence.computed, tokens, samples=len(tokens) == sequence.uncomputed)
+        return Work(sequence, sequence.computed, tokens, samples=int(len(tokens) == sequence.uncomputed))
 
-    def commit(self, batch: Batch, sampled: list[Sampled]) -> None:
-        """Account for a step that ran: advance, deliver tokens, let go of what ended."""
+    def commit(self, batch: Batch, sampled: list[Sampled]) -> int:
+        """Account for a step that ran: advance, deliver tokens, let go of what ended. Returns how many guesses held."""
+        outcomes, delivered = iter(sampled), list[tuple[Sequence, Sampled]]()
+        held_in_all = 0
         for work in batch.work:
-            sequence = work.sequence
-            sequence.computed += len(work.token_ids)
+            sequence, guesses = work.sequence, work.guesses
+            samples = list(islice(outcomes, work.samples))
+            held = _held(guesses, samples)
+            held_in_all += held
+            if guesses:
+                sequence.lookup.learn(len(guesses), held)
+            # What was computed for guesses that did not hold is written over later.
+            sequence.computed += len(work.token_ids) - len(guesses) + held
+            delivered += [(sequence, sample) for sample in samples[: held + 1]]
             if work.samples and sequence.leads and not sequence.output_ids:
                 # The prompt is computed: the siblings go first, before requests that came later.
                 sequence.request.prompt_slots = sequence.slots
                 for sibling in sequence.request.pending:
                     self._waiting.insert(self._siblings_waiting(), sibling)
-        for sequence, sample in zip(batch.sampling, sampled, strict=True):
-            if sequence.done:
-                continue  # a sink closed its sibling in this very loop
-            self._deliver(sequence, sample)
+        for sequence, sample in [*delivered, *zip(batch.forks, outcomes, strict=True)]:
+            if not sequence.done:  # by this very loop: the end came among the guesses, or a sink closed its sibling
+                self._deliver(sequence, sample)
+        return held_in_all
 
     def _deliver(self, sequence: Sequence, sample: Sampled) -> None:
         if sample.token_id is None:
@@ -246,3 +292,11 @@ class Scheduler:
 
 def _turn(sequence: Sequence) -> int:
     return sequence.turn
+
+
+def _held(guesses: list[int], samples: list[Sampled]) -> int:
+    """How many guesses, from the first on, are what was drawn."""
+    held = 0
+    while held < len(guesses) and samples[held].token_id == guesses[held]:
+        held += 1
+    return held

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from predictor.engine.params import SamplingParams, Token
+from predictor.engine.speculation import Lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,7 @@ class Sequence:
     computed: int = field(init=False)  # positions whose keys and values are in the KV memory
     slots: SlotRange | None = None
     turn: int = 0  # when its window joined the line for prefill
+    lookup: Lookup = field(default_factory=Lookup)
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +86,13 @@ class Sequence:
         """Whether the newest token has no position left."""
         window = self.request.params.window
         return window is not None and self.length - self.window_start > window
+
+    @property
+    def room_for_guesses(self) -> int:
+        """Guesses that could all hold: a token follows them, and what is computed for them has its place."""
+        room = self.params.max_new_tokens - len(self.output_ids) - 1
+        window = self.params.window
+        return room if window is None else min(room, window - self.computed - 1)
 
     def slide(self) -> None:
         """Begin the window that the tokens so far call for; nothing of it is computed."""

@@ -147,6 +147,7 @@ def _shown(row: Row, completion: Completion) -> Any:
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "seed": completion.seed,
+        "dtype": completion.dtype,
         "logprobs": None if completion.logprobs is None else _logprobs(completion.logprobs, completion.top_logprobs),
     }
 

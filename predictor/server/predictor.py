@@ -13,7 +13,16 @@ import kserve
 from predictor.backends.base import Backend, BackendOptions, open_backend
 from predictor.checkpoints.source import resolve
 from predictor.errors import LoadCancelled, NotReady
-from predictor.observability import COMPLETION_TOKENS, KV_TOKENS, KV_TOKENS_USED, PROMPT_TOKENS, watch_load
+from predictor.observability import (
+    COMPLETION_TOKENS,
+    GUESSED_TOKENS,
+    HELD_TOKENS,
+    KV_TOKENS,
+    KV_TOKENS_USED,
+    MODEL,
+    PROMPT_TOKENS,
+    watch_load,
+)
 from predictor.protocols import v1
 from predictor.server.body import unless
 from predictor.server.progress import LogProgress
@@ -102,6 +111,9 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         watch_load(self.name, lambda: backend.load.running_requests, lambda: backend.load.waiting_requests)
         KV_TOKENS.labels(self.name).set_function(lambda: backend.load.slots)
         KV_TOKENS_USED.labels(self.name).set_function(lambda: backend.load.used_slots)
+        GUESSED_TOKENS.labels(self.name).set_function(lambda: backend.load.guessed_tokens)
+        HELD_TOKENS.labels(self.name).set_function(lambda: backend.load.held_tokens)
+        MODEL.labels(self.name, self.settings.backend, backend.dtype, backend.device).set(1)
 
     @property
     def alive(self) -> bool:

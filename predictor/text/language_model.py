@@ -81,7 +81,7 @@ class LanguageModel:
         streams = self.backend.submit([(each.prompt_ids, each.params) for each in prepared])
         return [
             [
-                TextStream(self.vocabulary, stream, request, each.prompt_ids, each.params, k)
+                TextStream(self.vocabulary, stream, request, each.prompt_ids, each.params, k, self.backend.dtype)
                 for k, stream in enumerate(row)
             ]
             for row, request, each in zip(streams, requests, prepared, strict=True)

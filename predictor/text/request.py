@@ -67,5 +67,6 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     seed: int
+    dtype: str  # the width of the weights it was computed with
     logprobs: tuple[LogProb, ...] | None
     top_logprobs: tuple[tuple[LogProb, ...], ...]

@@ -23,8 +23,10 @@ class TextStream(AsyncIterator[TextDelta]):
         prompt_ids: list[int],
         params: SamplingParams,
         sample: int,
+        dtype: str,
     ) -> None:
         self.prompt_tokens = len(prompt_ids)
+        self.dtype = dtype
         self.seed = (params.seed + sample) % 2**64
         self._vocabulary = vocabulary
         self._tokens = tokens
@@ -88,6 +90,7 @@ class TextStream(AsyncIterator[TextDelta]):
             prompt_tokens=self.prompt_tokens,
             completion_tokens=len(tokens),
             seed=self.seed,
+            dtype=self.dtype,
             logprobs=None
             if self._params.logprobs is None
             else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
