@@ -145,6 +145,17 @@ const Kernels* find_kernels(const char* name) {
 
 extern "C" {
 
+// Ask for large pages in memory that is not touched yet: a sequence's keys and values are read in pieces all over it.
+void gpt2_use_large_pages(void* memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096, first = ((uintptr_t)memory + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)memory + bytes) / page * page;
+    if (end > first) madvise((void*)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 // The instruction set `name`, or the best one where it is empty; null where this CPU lacks it.
 const char* gpt2_instruction_set(const char* name) {
     const Kernels* kernels = find_kernels(name);
@@ -221,9 +232,9 @@ float* gpt2_norm(Model* model, int32_t number, int32_t bias) {
 }
 
 // 0, or 1 where there was no memory for the step's buffers.
-int32_t gpt2_step(Model* model, void* kv, int64_t kv_blocks, const Step* step) {
+int32_t gpt2_step(Model* model, void* keys_values, const Step* step) {
     if (!reserve(*model, step->rows)) return 1;
-    model->kernels->step(*model, {(uint8_t*)kv, kv_blocks}, *step);
+    model->kernels->step(*model, (uint8_t*)keys_values, *step);
     return 0;
 }
 

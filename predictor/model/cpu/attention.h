@@ -19,35 +19,41 @@ constexpr int SCORE_VECTORS = LANES == 16 ? 16 : 8;
 constexpr int MOST_BLOCKS = 4;
 constexpr int SUM_QUERIES = LANES == 16 ? 4 : 2;
 constexpr int SUM_VECTORS = 4;
-// How many tokens ahead values are asked for.
-constexpr int VALUES_AHEAD = 32;
+// How far ahead keys and values are asked for: 16 KB of bf16.
+constexpr int BLOCKS_AHEAD = 8;
 
-// One head of one layer, its keys and values in bf16 where NARROW.
+// One head of one layer of a sequence, its keys and values in bf16 where NARROW.
 template <bool NARROW>
 struct Head {
-    uint8_t *keys, *values;  // of the sequence's first block
+    uint8_t *keys, *values;  // of block 0 of all
+    int64_t group_bytes;     // from a group of blocks to the next
+    int first_block;         // the sequence's, of all
     int width;
 
     int block_bytes() const { return TOKENS * width * (NARROW ? 2 : 4); }
+
+    // Where block number `block` of the sequence is, from where block 0 of all is.
+    int64_t offset(int block) const {
+        const int place = first_block + block;
+        return place / GROUP_BLOCKS * group_bytes + (int64_t)(place % GROUP_BLOCKS) * block_bytes();
+    }
 };
 
 template <bool NARROW>
-Head<NARROW> head_of(const Model& model, const KeysValues& kv, const Span& span, int layer, int head) {
+Head<NARROW> head_of(const Model& model, uint8_t* keys_values, const Span& span, int layer, int head) {
     const Shape& shape = model.shape;
-    Head<NARROW> result{nullptr, nullptr, shape.head_width()};
-    const int64_t bytes = result.block_bytes();
-    const auto start = [&](int which) {
-        return kv.data + ((((int64_t)layer * 2 + which) * shape.heads + head) * kv.blocks + span.first_block) * bytes;
-    };
-    result.keys = start(0);
-    result.values = start(1);
+    Head<NARROW> result{nullptr, nullptr, 0, span.first_block, shape.head_width()};
+    const int64_t run = (int64_t)GROUP_BLOCKS * result.block_bytes();
+    result.group_bytes = (int64_t)shape.layers * 2 * shape.heads * run;
+    result.keys = keys_values + ((int64_t)layer * 2 * shape.heads + head) * run;
+    result.values = result.keys + shape.heads * run;
     return result;
 }
 
 // Put one position's key and value [width] in their place.
 template <bool NARROW>
 void remember(const Head<NARROW>& head, int position, const float* key, const float* value) {
-    const int64_t block = (int64_t)(position / TOKENS) * head.block_bytes();
+    const int64_t block = head.offset(position / TOKENS);
     const int token = position % TOKENS;
     if constexpr (NARROW) {
         uint32_t* keys = (uint32_t*)(head.keys + block) + token;
@@ -66,20 +72,23 @@ void remember(const Head<NARROW>& head, int position, const float* key, const fl
     }
 }
 
-// scores[q][16 * block ..] for ROWS queries and BLOCKS blocks of tokens. Queries are scaled and, where keys are
-// bf16 and the CPU multiplies those, bf16 themselves. `more`: as many blocks follow.
+// scores[q][16 * block ..] for ROWS queries and BLOCKS blocks of tokens, of `blocks` in all. Queries are scaled and, where
+// keys are bf16 and the CPU multiplies those, bf16 themselves.
 template <int ROWS, int BLOCKS, bool NARROW>
-void score_blocks(const Head<NARROW>& head, const uint8_t* queries, size_t query_bytes, int block, bool more, float* scores,
-                  int stride) {
+void score_blocks(const Head<NARROW>& head, const uint8_t* queries, size_t query_bytes, int block, int blocks,
+                  float* scores, int stride) {
     Floats sums[ROWS][BLOCKS][TOKEN_VECTORS] = {};
-    const uint8_t* keys = head.keys + (int64_t)block * head.block_bytes();
+    const uint8_t *keys[BLOCKS], *later[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) {
+        keys[b] = head.keys + head.offset(block + b);
+        later[b] = head.keys + head.offset(std::min(block + b + BLOCKS_AHEAD, blocks - 1));
+    }
     const int words = NARROW ? head.width / 2 : head.width;  // of a token's key
-    for (int word = 0; word < words; word++, keys += TOKENS * 4)
+    for (int word = 0; word < words; word++)
         for (int b = 0; b < BLOCKS; b++) {
-            const uint8_t* part = keys + (int64_t)b * head.block_bytes();
-            if (more) __builtin_prefetch(part + (int64_t)BLOCKS * head.block_bytes());
+            __builtin_prefetch(later[b] + word * TOKENS * 4);
             for (int v = 0; v < TOKEN_VECTORS; v++) {
-                const Words key = load_words(part + v * LANES * 4);
+                const Words key = load_words(keys[b] + (word * TOKENS + v * LANES) * 4);
                 for (int q = 0; q < ROWS; q++) {
                     const uint8_t* query = queries + q * query_bytes;
                     Floats& sum = sums[q][b][v];
@@ -107,7 +116,7 @@ template <int ROWS, int BLOCKS, bool NARROW>
 void score_all(const Head<NARROW>& head, const uint8_t* queries, size_t query_bytes, int block, int blocks, float* scores,
                int stride) {
     for (; block + BLOCKS <= blocks; block += BLOCKS)
-        score_blocks<ROWS, BLOCKS>(head, queries, query_bytes, block, block + 2 * BLOCKS <= blocks, scores, stride);
+        score_blocks<ROWS, BLOCKS>(head, queries, query_bytes, block, blocks, scores, stride);
     if constexpr (BLOCKS > 1) score_all<ROWS, BLOCKS / 2>(head, queries, query_bytes, block, blocks, scores, stride);
 }
 
@@ -126,34 +135,47 @@ inline float soften(float* scores, int context, int padded) {
     return 1 / sum(total);
 }
 
+// Weights as they are multiplied: pairs of bf16 where values are bf16 and the CPU multiplies those.
+template <bool NARROW>
+constexpr bool PAIRED_WEIGHTS =
+#if defined(__AVX512BF16__)
+    NARROW;
+#else
+    false;
+#endif
+
 // attended[q][first .. first + VECTORS_ * LANES] = weights[q] over the values of the first `tokens` positions.
 template <int ROWS, int VECTORS_, bool NARROW>
 void weigh_values(const Head<NARROW>& head, const float* weights, int stride, const float* inverses, int tokens, int first,
                   float* attended, int64_t attended_stride) {
     Floats sums[ROWS][VECTORS_] = {};
-    if constexpr (NARROW) {
-        for (int t = 0; t < tokens; t += 2) {
-            const uint8_t* pair = head.values + (int64_t)(t / 2) * head.width * 4 + first * 4;
-            for (int v = 0; t + VALUES_AHEAD < tokens && v < VECTORS_; v++)
-                __builtin_prefetch(pair + VALUES_AHEAD / 2 * head.width * 4 + v * LANES * 4);
+    const int blocks = (tokens + TOKENS - 1) / TOKENS;
+    constexpr int STEP = NARROW ? 2 : 1;  // tokens that share a word
+    for (int block = 0; block < blocks; block++) {
+        const uint8_t* values = head.values + head.offset(block) + first * 4;
+        const uint8_t* later = head.values + head.offset(std::min(block + BLOCKS_AHEAD, blocks - 1)) + first * 4;
+        const int here = std::min(TOKENS, tokens - block * TOKENS);
+        for (int t = 0; t < here; t += STEP, values += head.width * 4, later += head.width * 4) {
+            const float* weight = weights + block * TOKENS + t;
             // What lies in the place of a token yet to come is not ours to read.
-            const Words mask = Words{} + (t + 1 < tokens ? 0xffffffffu : 0x0000ffffu);
+            const Words mask = Words{} + (NARROW && t + 1 == here ? 0x0000ffffu : 0xffffffffu);
             for (int v = 0; v < VECTORS_; v++) {
-                const Words both = load_words(pair + v * LANES * 4) & mask;
+                __builtin_prefetch(later + v * LANES * 4);
+                const Words words = load_words(values + v * LANES * 4) & mask;
                 for (int q = 0; q < ROWS; q++) {
-                    sums[q][v] = fma(splat(weights[q * stride + t]), low_bf16(both), sums[q][v]);
-                    sums[q][v] = fma(splat(weights[q * stride + t + 1]), high_bf16(both), sums[q][v]);
+                    if constexpr (!NARROW) {
+                        sums[q][v] = fma(splat(weight[q * stride]), as_floats(words), sums[q][v]);
+                    } else if constexpr (PAIRED_WEIGHTS<NARROW>) {
+#if defined(__AVX512BF16__)
+                        const uint8_t* pair = (const uint8_t*)(weights + q * stride) + (block * TOKENS + t) * 2;
+                        sums[q][v] = _mm512_dpbf16_ps(sums[q][v], (__m512bh)words, (__m512bh)splat_word(pair));
+#endif
+                    } else {
+                        sums[q][v] = fma(splat(weight[q * stride]), low_bf16(words), sums[q][v]);
+                        sums[q][v] = fma(splat(weight[q * stride + 1]), high_bf16(words), sums[q][v]);
+                    }
                 }
             }
-        }
-    } else {
-        for (int t = 0; t < tokens; t++) {
-            const float* value = (const float*)head.values + (int64_t)t * head.width + first;
-            for (int v = 0; t + VALUES_AHEAD < tokens && v < VECTORS_; v++)
-                __builtin_prefetch(value + VALUES_AHEAD * head.width + v * LANES);
-            for (int v = 0; v < VECTORS_; v++)
-                for (int q = 0; q < ROWS; q++)
-                    sums[q][v] = fma(splat(weights[q * stride + t]), load(value + v * LANES), sums[q][v]);
         }
     }
     for (int q = 0; q < ROWS; q++)
@@ -211,7 +233,11 @@ void attend(const Head<NARROW>& head, const float* queries, int64_t row_stride, 
     const int tokens = position + ROWS, blocks = (tokens + TOKENS - 1) / TOKENS, padded = blocks * TOKENS;
     score_all<ROWS, std::clamp(SCORE_VECTORS / (ROWS * TOKEN_VECTORS), 1, MOST_BLOCKS)>(head, own.queries, bytes, 0, blocks, own.scores, own.stride);
     float inverses[ROWS];
-    for (int q = 0; q < ROWS; q++) inverses[q] = soften(own.scores + q * own.stride, position + q + 1, padded);
+    for (int q = 0; q < ROWS; q++) {
+        float* scores = own.scores + q * own.stride;
+        inverses[q] = soften(scores, position + q + 1, padded);
+        if constexpr (PAIRED_WEIGHTS<NARROW>) to_bf16(scores, (uint16_t*)scores, padded);
+    }
     for (int q = 0; q < ROWS;) {
         const float* weights = own.scores + q * own.stride;
         float* out = attended + q * attended_stride;

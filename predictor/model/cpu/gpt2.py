@@ -12,6 +12,7 @@ from torch import Tensor
 from predictor.model.config import GPT2Config
 from predictor.model.cpu.library import (
     ACTIVATIONS,
+    BLOCKS_PER_GROUP,
     FORMATS,
     OUTPUTS_PER_BLOCK,
     TOKENS_PER_BLOCK,
@@ -112,19 +113,26 @@ class CPUGPT2:
             matrix(1, "lm_head.weight", (c.vocabulary, E), by_output=True)
 
     def new_kv(self, slots: int) -> Tensor:
-        """Keys and values of `slots` tokens: [L, 2, H, blocks, 16 * D]; pages are touched when written.
+        """Keys and values of `slots` tokens: [groups, L, 2, H, 8 blocks, 16 * D]; pages are touched when written.
 
-        See model.h KeysValues for what a block holds.
+        See model.h for what a block holds.
         """
         c = self.config
-        blocks = slots // TOKENS_PER_BLOCK
+        groups = -(-slots // (TOKENS_PER_BLOCK * BLOCKS_PER_GROUP))
         dtype = torch.float32 if self.width == "float32" else torch.bfloat16
-        return torch.empty((c.layers, 2, c.heads, blocks, TOKENS_PER_BLOCK * c.head_width), dtype=dtype)
+        shape = (groups, c.layers, 2, c.heads, BLOCKS_PER_GROUP, TOKENS_PER_BLOCK * c.head_width)
+        kv = torch.empty(shape, dtype=dtype)
+        self._library.gpt2_use_large_pages(kv.data_ptr(), kv.nbytes)
+        return kv
 
     def copy_kv(self, kv: Tensor, source: int, target: int, tokens: int) -> None:
         """Copy the keys and values of `tokens` slots from `source` to `target`, both multiples of 16."""
-        first, to, blocks = source // TOKENS_PER_BLOCK, target // TOKENS_PER_BLOCK, -(-tokens // TOKENS_PER_BLOCK)
-        kv[:, :, :, to : to + blocks] = kv[:, :, :, first : first + blocks]
+        first, to = source // TOKENS_PER_BLOCK, target // TOKENS_PER_BLOCK
+        for block in range(-(-tokens // TOKENS_PER_BLOCK)):
+            (from_group, from_place), (to_group, to_place) = (
+                divmod(start + block, BLOCKS_PER_GROUP) for start in (first, to)
+            )
+            kv[to_group, ..., to_place, :] = kv[from_group, ..., from_place, :]
 
     def forward(self, rows: Rows, kv: Tensor) -> Tensor:
         """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32.
@@ -146,7 +154,7 @@ class CPUGPT2:
             len(token_ids), len(spans), W, token_ids.ctypes.data, positions.ctypes.data, spans.ctypes.data,
             wanted.ctypes.data, logits.data_ptr(), stride,
         )  # fmt: skip
-        if self._library.gpt2_step(self._handle, kv.data_ptr(), kv.shape[3], step):
+        if self._library.gpt2_step(self._handle, kv.data_ptr(), step):
             raise MemoryError(f"no memory for a step of {len(token_ids)} rows")
         return logits[:, :V]
 

@@ -67,8 +67,8 @@ void normalize(const Norm& norm, const float* x, int width, float epsilon, float
 template <bool NARROW>
 class Walk {
   public:
-    Walk(Model& model, const KeysValues& kv, const Step& step, int units, int thread, int threads)
-        : model_(model), shape_(model.shape), width_(model.shape.number_width), work_(model.workspace), kv_(kv),
+    Walk(Model& model, uint8_t* keys_values, const Step& step, int units, int thread, int threads)
+        : model_(model), shape_(model.shape), width_(model.shape.number_width), work_(model.workspace), keys_values_(keys_values),
           step_(step), units_(units), thread_(thread), threads_(threads), own_(model, thread) {}
 
     void run() {
@@ -178,15 +178,16 @@ class Walk {
         }
     }
 
-    // Ask for the memory that `unit` will read; past some KB the CPU sees the pattern itself.
+    // Ask for the memory that `unit` begins with; it asks for the rest as it goes.
     void fetch(int layer, const Unit& unit) const {
         const Span& span = step_.span[unit.span];
-        const Head<NARROW> head = head_of<NARROW>(model_, kv_, span, layer, unit.head);
-        const int64_t bytes = std::min((int64_t)(span.first_position + unit.first_row) / TOKENS + 1, (int64_t)4) * head.block_bytes();
-        for (int64_t i = 0; i < bytes; i += 64) {
-            __builtin_prefetch(head.keys + i);
-            __builtin_prefetch(head.values + i);
-        }
+        const Head<NARROW> head = head_of<NARROW>(model_, keys_values_, span, layer, unit.head);
+        const int blocks = (span.first_position + unit.first_row) / TOKENS + 1;
+        for (int block = 0; block < std::min(blocks, BLOCKS_AHEAD); block++)
+            for (int byte = 0; byte < head.block_bytes(); byte += 64) {
+                __builtin_prefetch(head.keys + head.offset(block) + byte);
+                __builtin_prefetch(head.values + head.offset(block) + byte);
+            }
     }
 
     const float* qkv(int row, int which, int head) const {
@@ -194,13 +195,13 @@ class Walk {
     }
 
     void remember(int layer, const Span& span, int row, int head) {
-        ::remember(head_of<NARROW>(model_, kv_, span, layer, head), span.first_position + row, qkv(span.first_row + row, 1, head),
+        ::remember(head_of<NARROW>(model_, keys_values_, span, layer, head), span.first_position + row, qkv(span.first_row + row, 1, head),
                    qkv(span.first_row + row, 2, head));
     }
 
     void attend(int layer, float scale, const Unit& unit) {
         const Span& span = step_.span[unit.span];
-        const Head<NARROW> head = head_of<NARROW>(model_, kv_, span, layer, unit.head);
+        const Head<NARROW> head = head_of<NARROW>(model_, keys_values_, span, layer, unit.head);
         const int64_t row_stride = padded(3 * shape_.width);
         for (int done = 0; done < unit.rows;) {
             const int row = unit.first_row + done, position = span.first_position + row;
@@ -222,7 +223,7 @@ class Walk {
     const Shape& shape_;
     const Width width_;
     Workspace& work_;
-    const KeysValues& kv_;
+    uint8_t* const keys_values_;
     const Step& step_;
     const int units_, thread_, threads_;
     const Own own_;
@@ -244,14 +245,14 @@ void in_parallel(Model& model, Body body) {
     model.pool->run([](void* argument, int thread, int threads) { (*(Body*)argument)(thread, threads); }, &body);
 }
 
-void run_step(Model& model, const KeysValues& kv, const Step& step) {
+void run_step(Model& model, uint8_t* keys_values, const Step& step) {
     const int units = plan_units(model, step);
     const bool narrow = model.shape.number_width != Width::float32;
     in_parallel(model, [&](int thread, int threads) {
         if (narrow)
-            Walk<true>(model, kv, step, units, thread, threads).run();
+            Walk<true>(model, keys_values, step, units, thread, threads).run();
         else
-            Walk<false>(model, kv, step, units, thread, threads).run();
+            Walk<false>(model, keys_values, step, units, thread, threads).run();
     });
 }
 

@@ -15,6 +15,8 @@ FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 # Tokens whose keys and values lie together (model.h TOKENS): ranges of slots begin at multiples of it.
 TOKENS_PER_BLOCK = 16
+# Blocks in a group (model.h GROUP_BLOCKS).
+BLOCKS_PER_GROUP = 8
 # Outputs are computed in blocks of this many (model.h BLOCK): rows of logits are as long.
 OUTPUTS_PER_BLOCK = 32
 
@@ -57,7 +59,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gpt2_bias": (c_void_p, (c_void_p, c_int32)),
     "gpt2_positions": (c_void_p, (c_void_p,)),
     "gpt2_norm": (c_void_p, (c_void_p, c_int32, c_int32)),
-    "gpt2_step": (c_int32, (c_void_p, c_void_p, c_int64, POINTER(Step))),
+    "gpt2_use_large_pages": (None, (c_void_p, c_size_t)),
+    "gpt2_step": (c_int32, (c_void_p, c_void_p, POINTER(Step))),
     "gpt2_sample": (None, (c_void_p, c_void_p, c_int64, POINTER(Draw), c_int32, POINTER(c_int32))),
 }
 

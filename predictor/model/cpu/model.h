@@ -50,15 +50,12 @@ struct Layer {
     float attention_scale;
 };
 
-// Keys and values: [layers][2][heads][blocks of 16 tokens][16 * head_width], in fp32, or in bf16 for both narrow widths.
-// Within a block keys stand as [head_width][16 tokens], so that one vector holds the same coordinate of 16 tokens, and
+// Keys and values, in fp32, or in bf16 for both narrow widths: [groups of 8 blocks][layers][2][heads][8 blocks][16 tokens *
+// head_width]. What a head reads of a sequence lies in runs of 128 tokens, and a sequence lies in few large pages. Within a
+// block keys stand as [head_width][16 tokens], so that one vector holds the same coordinate of 16 tokens, and
 // values as [16 tokens][head_width]; in bf16 two neighbours (coordinates of keys, tokens of values) share a word.
 constexpr int TOKENS = 16;
-
-struct KeysValues {
-    uint8_t* data;
-    int64_t blocks;
-};
+constexpr int GROUP_BLOCKS = 8;
 
 // Consecutive rows of one sequence at consecutive positions.
 struct Span {
@@ -128,7 +125,7 @@ struct Kernels {
     const char* name;
     // Pack `data` into `linear`: [inputs][outputs] as GPT-2's files have it, or [outputs][inputs] where `by_output`.
     void (*pack)(Model&, Linear&, const void* data, Format, bool by_output);
-    void (*step)(Model&, const KeysValues&, const Step&);
+    void (*step)(Model&, uint8_t* keys_values, const Step&);
     // Choose a token for each draw from logits[row]: -1 where the row's largest logit is not finite.
     void (*sample)(Model&, const float* logits, int64_t stride, const Draw*, int32_t count, int32_t* tokens);
     size_t (*own_bytes)(const Shape&);  // of the workspace, per thread
