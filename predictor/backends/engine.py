@@ -11,6 +11,7 @@ from predictor.backends.base import BackendOptions, Progress
 from predictor.backends.device import choose_device, choose_width
 from predictor.checkpoints.load import free_bytes, gib, load_model, read_config
 from predictor.checkpoints.tokenizer import load_tokenizer
+from predictor.engine.cuda import CUDAForward
 from predictor.engine.engine import Engine
 from predictor.engine.load import Load
 from predictor.engine.params import SamplingParams, Token
@@ -23,6 +24,7 @@ from predictor.model.config import parse_config
 from predictor.model.cpu.gpt2 import CPUGPT2
 from predictor.model.cpu.library import TOKENS_PER_BLOCK
 from predictor.model.cpu.threads import default_threads
+from predictor.model.gpt2 import GPT2
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,10 @@ class EngineBackend(WorkerBackend):
         slots = kv_bytes // per_token
         logger.info("KV memory: %s, %d tokens", gib(slots * per_token), slots)
         self.dtype, self.device = str(width), str(device)
-        self._start(GPT2Forward(model, slots))
+        if isinstance(model, GPT2) and model.kernels is not None:
+            self._start(CUDAForward(model, slots, options.max_running))
+        else:
+            self._start(GPT2Forward(model, slots))
 
 
 def _warm_up(engine: Engine) -> None:

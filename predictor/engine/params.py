@@ -41,6 +41,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def needs_the_host(self) -> bool:
+        """Whether a token can be drawn only when the host has read those before it, or wants more than the token."""
+        return self.edits_logits or self.logprobs is not None
+
+    @property
     def edits_logits(self) -> bool:
         """Whether anything besides temperature, top-k and top-p changes the logits."""
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from predictor.engine.sampler import Choose, Draws, sample
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.model.cpu.gpt2 import CPUGPT2
 from predictor.model.cpu.library import Draw
-from predictor.model.gpt2 import GPT2, Rows, Span
+from predictor.model.gpt2 import GPT2, Rows, Span, on_device
 
 
 class Forward(Protocol):
@@ -31,32 +32,56 @@ class Forward(Protocol):
         """Compute the batch's work; the logits [W, V] fp32 of the rows that sample, ours to change."""
 
 
+class Launched(Protocol):
+    """A step that runs, or has run."""
+
+    def result(self) -> list[Sampled]:
+        """Wait for it; a sample for each of the batch's `sampling`, in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A step that has run."""
+
+    sampled: list[Sampled]
+
+    def result(self) -> list[Sampled]:
+        return self.sampled
+
+
 class Runner:
-    """One step on the device."""
+    """One step on the device, from start to end."""
+
+    runs_ahead = False  # whether the next step may be launched before this one is read
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
-    def run(self, batch: Batch) -> list[Sampled]:
-        """A sample for each of `batch.sampling`, in that order."""
+    def launch(self, batch: Batch) -> Launched:
         with torch.inference_mode():
             if batch.copies:
                 self._forward.copy_prompts(batch.copies)
             logits = self._forward.logits(batch) if batch.work else None
-            stored = [_prompt_logits(sequence.request.prompt_logits) for sequence in batch.forks]
-            if logits is not None:
-                self._keep_prompt_logits(batch, logits)
-            parts = ([] if logits is None else [logits]) + stored
-            return sample(parts[0] if len(parts) == 1 else torch.cat(parts), batch.sampling, self._forward.choose)
+            return Finished(sample(with_stored_logits(batch, logits), batch.sampling, self._forward.choose))
 
-    def _keep_prompt_logits(self, batch: Batch, logits: Tensor) -> None:
-        """The siblings will sample their first token from the same logits as their leader."""
-        row = 0
-        for work in batch.work:
-            request = work.sequence.request
-            if work.samples and request.pending and request.prompt_logits is None:
-                request.prompt_logits = logits[row].clone()
-            row += work.samples
+
+def with_stored_logits(batch: Batch, logits: Tensor | None) -> Tensor:
+    """The logits of `batch.sampling`: those computed [W, V], then those that siblings share with their leader."""
+    stored = [_prompt_logits(sequence.request.prompt_logits) for sequence in batch.forks]
+    if logits is not None:
+        keep_prompt_logits(batch, logits)
+    parts = ([] if logits is None else [logits]) + stored
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def keep_prompt_logits(batch: Batch, logits: Tensor) -> None:
+    """The siblings will sample their first token from the same logits as their leader."""
+    row = 0
+    for work in batch.work:
+        request = work.sequence.request
+        if work.samples and request.pending and request.prompt_logits is None:
+            request.prompt_logits = logits[row].clone()
+        row += work.samples
 
 
 def _prompt_logits(logits: Tensor | None) -> Tensor:
@@ -81,12 +106,13 @@ def compiled_choice(model: CPUGPT2) -> Choose:
 class GPT2Forward:
     """Our model over its preallocated KV memory."""
 
-    def __init__(self, model: GPT2 | CPUGPT2, slots: int) -> None:
+    def __init__(self, model: GPT2 | CPUGPT2, slots: int, spare_slots: int = 0) -> None:
+        """`spare_slots` lie behind the others and are never given to a sequence."""
         self.slots = SlotAllocator(slots, model.slot_multiple)
         self.rows_are_exact = isinstance(model, CPUGPT2)
         self.choose = compiled_choice(model) if isinstance(model, CPUGPT2) else None
         self._model = model
-        self._kv = model.new_kv(slots)
+        self._kv = model.new_kv(slots + spare_slots)
 
     def copy_prompts(self, copies: list[PromptCopy]) -> None:
         for copy in copies:
@@ -108,7 +134,11 @@ class GPT2Forward:
             wanted += range(len(token_ids) - work.samples, len(token_ids))
 
         def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=self._model.device)
+            return on_device(values, self._model.device)
 
-        rows = Rows(tensor(token_ids), tensor(positions), tensor(slots), spans, tensor(wanted))
-        return self._model.forward(rows, self._kv)
+        ids = self._input_ids(batch, token_ids)
+        return self._model.forward(Rows(ids, tensor(positions), tensor(slots), spans, tensor(wanted)), self._kv)
+
+    def _input_ids(self, batch: Batch, token_ids: list[int]) -> Tensor:
+        """The token of each row of `batch.work` [R]."""
+        return on_device(token_ids, self._model.device)

@@ -15,7 +15,7 @@ from itertools import count, islice, takewhile
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import FinishReason, Sampled, SamplingParams, Token
-from predictor.engine.sequence import Request, Sequence
+from predictor.engine.sequence import PENDING, Request, Sequence
 from predictor.errors import EngineFailed, PredictorError
 
 
@@ -133,7 +133,8 @@ class Scheduler:
         batch = Batch()
         self._fork(batch)  # first: sliding may overwrite the prompt that is copied here
         self._slide()
-        batch.work = [self._next_work(sequence) for sequence in self._running if sequence.uncomputed == 1]
+        decoding = [s for s in self._running if s.uncomputed == 1 and not s.drawn_out]
+        batch.work = [self._next_work(sequence) for sequence in decoding]
         self._prefill(batch)
         return batch
 
@@ -148,7 +149,7 @@ class Scheduler:
     def _slide(self) -> None:
         """Let the full windows of running sequences move on."""
         for sequence in self._running:
-            if sequence.window_full:
+            if sequence.window_full and not sequence.drawn_out:
                 request = sequence.request
                 if request.pending and sequence.slots == request.prompt_slots:
                     self._lead_anew(request)  # the siblings that found no room above lose their prompt
@@ -201,8 +202,22 @@ class Scheduler:
         tokens = sequence.next_tokens(self._chunk_tokens)
         return Work(sequence, sequence.computed, tokens, samples=int(len(tokens) == sequence.uncomputed))
 
+    def advance(self, batch: Batch) -> None:
+        """Account for a step that was launched: what it computes is computed, what it draws is pending."""
+        for work in batch.work:
+            sequence = work.sequence
+            sequence.computed += len(work.token_ids) - len(work.guesses)
+            if work.samples and sequence.leads and not sequence.output_ids:
+                # The prompt is computed: the siblings go first, before requests that came later.
+                sequence.request.prompt_slots = sequence.slots
+                for sibling in sequence.request.pending:
+                    self._waiting.insert(self._siblings_waiting(), sibling)
+        for sequence in [work.sequence for work in batch.work if work.samples] + batch.forks:
+            if not sequence.done:
+                sequence.output_ids.append(PENDING)
+
     def commit(self, batch: Batch, sampled: list[Sampled]) -> int:
-        """Account for a step that ran: advance, deliver tokens, let go of what ended. Returns how many guesses held."""
+        """Deliver the tokens of the step that advanced last, let go of what ended. Returns how many guesses held."""
         outcomes, delivered = iter(sampled), list[tuple[Sequence, Sampled]]()
         held_in_all = 0
         for work in batch.work:
@@ -213,15 +228,10 @@ class Scheduler:
             if guesses:
                 sequence.lookup.learn(len(guesses), held)
             # What was computed for guesses that did not hold is written over later.
-            sequence.computed += len(work.token_ids) - len(guesses) + held
+            sequence.computed += held
             delivered += [(sequence, sample) for sample in samples[: held + 1]]
-            if work.samples and sequence.leads and not sequence.output_ids:
-                # The prompt is computed: the siblings go first, before requests that came later.
-                sequence.request.prompt_slots = sequence.slots
-                for sibling in sequence.request.pending:
-                    self._waiting.insert(self._siblings_waiting(), sibling)
         for sequence, sample in [*delivered, *zip(batch.forks, outcomes, strict=True)]:
-            if not sequence.done:  # by this very loop: the end came among the guesses, or a sink closed its sibling
+            if not sequence.done:  # it may have ended while the step ran, or in this loop: a guess, or a sink's doing
                 self._deliver(sequence, sample)
         return held_in_all
 
@@ -230,12 +240,14 @@ class Scheduler:
             self.end(sequence, EngineFailed("the model produced no finite logits; the checkpoint may be damaged"))
             return
         params = sequence.request.params
+        if sequence.output_ids[-1] == PENDING:
+            sequence.output_ids.pop()
         sequence.output_ids.append(sample.token_id)
         is_end = sample.token_id in params.end_tokens and not params.ignore_eos
         reason: FinishReason | None = None
         if is_end:
             reason = "stop"
-        elif len(sequence.output_ids) >= params.max_new_tokens:
+        elif sequence.drawn_out:
             reason = "length"
         token = Token(sample.token_id, sample.logprob, sample.top_logprobs, reason, is_end)
         if reason is not None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from predictor.engine.cache import SlotRange
 
+# Stands in `output_ids` for a token that the device has been told to draw and the host has not read yet.
+PENDING = -1
+
 # Called in the engine's thread with each token, or with the error that ended the sequence.
 Sink = Callable[[Token | Exception], None]
 
@@ -80,6 +83,11 @@ class Sequence:
     def uncomputed(self) -> int:
         """Tokens of the window that are still to be computed: 1 while decoding, more in a prefill."""
         return self.length - self.window_start - self.computed
+
+    @property
+    def drawn_out(self) -> bool:
+        """Whether its last token is drawn, though perhaps not read."""
+        return len(self.output_ids) >= self.params.max_new_tokens
 
     @property
     def window_full(self) -> bool:

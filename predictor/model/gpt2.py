@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from predictor.model.config import GPT2Config
+from predictor.model.cuda.attention import DecodeAttention
+from predictor.model.cuda.library import Kernels, load_kernels
 from predictor.model.kernels import Linear, attend, make_linear, make_logits, pad_rows
 
 # fetch(name, shape) -> the checkpoint's tensor of that name, on CPU, in the checkpoint's dtype.
@@ -43,13 +45,30 @@ class Rows:
     wanted: Tensor  # [W] int64, indices of rows
 
 
+class Attention(Protocol):
+    """How the rows of a step look at keys and values."""
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """Store the rows' keys and values, and attend: qkv [R, 3, H, D] -> [R, H, D]."""
+
+
 class LayerNorm:
     """Layer norm over the fp32 residual, in fp32; the result in the weights' dtype."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, kernels: Kernels | None = None
+    ) -> None:
         self._weight, self._bias, self._epsilon, self._dtype = weight, bias, epsilon, dtype
+        self._kernels = kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """x += y in place, where there is a y; the norm of x."""
+        if self._kernels is not None:
+            normed = torch.empty_like(x, dtype=self._dtype)
+            self._kernels.add_norm(x, y, self._weight, self._bias, self._epsilon, normed)
+            return normed
+        if y is not None:
+            x += y
         return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._epsilon).to(self._dtype)
 
 
@@ -72,6 +91,7 @@ class GPT2:
     def __init__(self, config: GPT2Config, fetch: Fetch, dtype: torch.dtype, device: torch.device) -> None:
         """Build from `fetch`, tensor by tensor: at no time are there two copies of more than one tensor."""
         self.config, self.dtype, self.device = config, dtype, device
+        self.kernels = load_kernels(device, config.head_width, config.width) if device.type == "cuda" else None
         E, N = config.width, config.inner_width
 
         def vector(name: str, size: int, wide: bool = False) -> Tensor:
@@ -80,7 +100,7 @@ class GPT2:
 
         def norm(name: str) -> LayerNorm:
             weight, bias = vector(f"{name}.weight", E, wide=True), vector(f"{name}.bias", E, wide=True)
-            return LayerNorm(weight, bias, config.epsilon, dtype)
+            return LayerNorm(weight, bias, config.epsilon, dtype, self.kernels)
 
         def linear(name: str, inputs: int, outputs: int, gelu: bool = False) -> Linear:
             stored = fetch(f"{name}.weight", (inputs, outputs))
@@ -115,6 +135,14 @@ class GPT2:
         c = self.config
         return torch.empty((c.layers, 2, slots, c.heads, c.head_width), dtype=self.dtype, device=self.device)
 
+    def padded(self, rows: int) -> int:
+        """How many rows a step of `rows` is computed with."""
+        return pad_rows(rows, self.device.type)
+
+    @property
+    def attention_scales(self) -> list[float]:
+        return [layer.attention_scale for layer in self._layers]
+
     def copy_kv(self, kv: Tensor, source: int, target: int, tokens: int) -> None:
         """Copy the keys and values of `tokens` slots."""
         kv[:, :, target : target + tokens] = kv[:, :, source : source + tokens]
@@ -122,37 +150,82 @@ class GPT2:
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: Tensor) -> Tensor:
         """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32."""
-        H, D = self.config.heads, self.config.head_width
-        R, R_padded = len(rows.token_ids), pad_rows(len(rows.token_ids))
-        x = F.embedding(rows.token_ids, self._token_table).float()
-        x = x + F.embedding(rows.positions, self._position_table).float()
-        if R_padded > R:
-            x = F.pad(x, (0, 0, 0, R_padded - R))
-        masks = {span: self._causal_mask(span) for span in rows.spans if span.rows > 1}
-        attended = torch.zeros((R_padded, H, D), dtype=self.dtype, device=self.device)
-        for layer, (keys, values) in zip(self._layers, kv, strict=True):
-            qkv = layer.qkv(layer.norm_attention(x)).view(R_padded, 3, H, D)
-            keys.index_copy_(0, rows.slots, qkv[:R, 1])
-            values.index_copy_(0, rows.slots, qkv[:R, 2])
-            for span in rows.spans:
-                here = slice(span.first_row, span.first_row + span.rows)
-                seen = slice(span.first_slot, span.first_slot + span.context)
-                attended[here] = attend(qkv[here, 0], keys[seen], values[seen], masks.get(span), layer.attention_scale)
-            x = x + layer.project(attended.view(R_padded, H * D)).float()
-            x = x + layer.contract(layer.expand(layer.norm_mlp(x))).float()
-        return self._wanted_logits(x, rows.wanted)
-
-    def _wanted_logits(self, x: Tensor, wanted: Tensor) -> Tensor:
-        W = len(wanted)
+        W = len(rows.wanted)
+        y = self._last_norm(rows.token_ids, rows.positions, _SpanAttention(self, rows, kv))
         if W == 0:
             return torch.empty((0, self.config.vocabulary), dtype=torch.float32, device=self.device)
-        chosen = F.pad(x[wanted], (0, 0, 0, pad_rows(W) - W))
-        return self._logits(self._norm_final(chosen))[:W]
+        return self._logits(F.pad(y[rows.wanted], (0, 0, 0, self.padded(W) - W)))[:W]
 
-    def _causal_mask(self, span: Span) -> Tensor:
-        """[rows, context], true where a row may look: its own position and those before it."""
-        context = torch.arange(span.context, device=self.device)
-        return context[None, :] <= context[span.context - span.rows :, None]
+    @torch.inference_mode()
+    def decode(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """The logits [B, V] fp32 of rows [B] that all want theirs. Nothing here waits for a device."""
+        return self._logits(self._last_norm(token_ids, positions, attention))[: len(token_ids)]
+
+    def _last_norm(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Everything but the output matrix: token_ids, positions [R] -> [R padded, E] in the weights' dtype."""
+        H, D = self.config.heads, self.config.head_width
+        R = len(token_ids)
+        R_padded = self.padded(R)
+        x = F.embedding(token_ids, self._token_table).float()
+        x += F.embedding(positions, self._position_table)
+        if R_padded > R:
+            x = F.pad(x, (0, 0, 0, R_padded - R))
+        y = self._layers[0].norm_attention(x)
+        next_norms = [*(layer.norm_attention for layer in self._layers[1:]), self._norm_final]
+        for i, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
+            qkv = layer.qkv(y).view(R_padded, 3, H, D)
+            y = layer.norm_mlp(x, layer.project(attention(i, qkv).view(R_padded, H * D)))
+            y = next_norm(x, layer.contract(layer.expand(y)))
+        return y
+
+
+class _SpanAttention:
+    """Each span over its own keys and values; with our kernels, all spans of one row in one call."""
+
+    def __init__(self, model: GPT2, rows: Rows, kv: Tensor) -> None:
+        self._rows, self._kv, self._scales = rows, kv, model.attention_scales
+        H, D = model.config.heads, model.config.head_width
+        R_padded = model.padded(len(rows.token_ids))
+        self._attended = torch.zeros((R_padded, H, D), dtype=model.dtype, device=model.device)
+        self._spans, self._decode = rows.spans, None
+        if model.kernels is not None:
+            self._spans = [span for span in rows.spans if span.rows > 1]
+            single = [span for span in rows.spans if span.rows == 1]
+            if single:
+                self._single = on_device([span.first_row for span in single], model.device)
+                first_slots = on_device([span.first_slot for span in single], model.device)
+                context = max(span.context for span in single)
+                self._decode = DecodeAttention(
+                    model.kernels, kv, first_slots, rows.positions[self._single], self._scales, context, len(single)
+                )
+        self._masks = {span: _causal_mask(span, model.device) for span in self._spans if span.rows > 1}
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        R = len(self._rows.token_ids)
+        keys, values = self._kv[layer]
+        keys.index_copy_(0, self._rows.slots, qkv[:R, 1])
+        values.index_copy_(0, self._rows.slots, qkv[:R, 2])
+        for span in self._spans:
+            here = slice(span.first_row, span.first_row + span.rows)
+            seen = slice(span.first_slot, span.first_slot + span.context)
+            mask, scale = self._masks.get(span), self._scales[layer]
+            self._attended[here] = attend(qkv[here, 0], keys[seen], values[seen], mask, scale)
+        if self._decode is not None:
+            self._attended[self._single] = self._decode(layer, qkv[self._single])
+        return self._attended
+
+
+def on_device(values: list[int], device: torch.device) -> Tensor:
+    """int64, sent without waiting for what the device is doing: from pinned memory a copy takes its turn."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+
+
+def _causal_mask(span: Span, device: torch.device) -> Tensor:
+    """[rows, context], true where a row may look: its own position and those before it."""
+    context = torch.arange(span.context, device=device)
+    return context[None, :] <= context[span.context - span.rows :, None]
 
 
 def attention_scale(config: GPT2Config, layer: int) -> float:
