@@ -61,7 +61,11 @@ def build(compiler: str) -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         linked = Path(folder) / "linked.so"
-        _run([compiler, "-shared", "-pthread", *map(str, sorted(Path(folder).glob("*.o"))), "-o", str(linked)])
+        # In this order: of a function that several objects hold, the linker takes the first, which any CPU can run.
+        objects = [
+            f"{folder}/{name}.o" for name in ("api", "pool", *(f"kernels_{each}" for each in instruction_sets()))
+        ]
+        _run([compiler, "-shared", "-pthread", *objects, "-o", str(linked)])
         for stale in target.parent.glob("gpt2-*.so"):
             stale.unlink()
         linked.replace(target)

@@ -72,7 +72,8 @@ class CPUGPT2:
         if not handle:
             raise MemoryError(f"no memory or no threads for the CPU kernels ({threads} threads)")
         self._handle = ctypes.c_void_p(handle)
-        weakref.finalize(self, self._library.gpt2_free, self._handle)
+        # Not at the end of the process, which takes it all with it: another thread may be in the midst of a step.
+        weakref.finalize(self, self._library.gpt2_free, self._handle).atexit = False
         self._logits = torch.empty((0, 0))
         self._load(fetch)
 
@@ -147,6 +148,11 @@ class CPUGPT2:
         token_ids, positions, wanted = (
             tensor.numpy().astype(np.int32) for tensor in (rows.token_ids, rows.positions, rows.wanted)
         )
+        # The kernels read where they are told to.
+        for name, numbers, end in (("token", token_ids, V), ("position", positions, self.config.context)):
+            if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= end:
+                wrong = next(number for number in numbers.tolist() if not 0 <= number < end)
+                raise IndexError(f"{name} {wrong} is outside 0..{end - 1}")
         spans = np.array(
             [(s.first_row, s.rows, s.first_slot // TOKENS_PER_BLOCK, s.context - s.rows) for s in rows.spans], np.int32
         )

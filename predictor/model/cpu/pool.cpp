@@ -25,10 +25,17 @@ void wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
 }  // namespace
 
 Pool::Pool(int threads) : threads_(threads < 1 ? 1 : threads) {
-    for (int thread = 1; thread < threads_; thread++) workers_.emplace_back([this, thread] { work(thread); });
+    try {
+        for (int thread = 1; thread < threads_; thread++) workers_.emplace_back([this, thread] { work(thread); });
+    } catch (...) {  // the system has no more threads: let those go that began
+        end();
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
     ending_ = true;
     started_.fetch_add(1, std::memory_order_release);
     started_.notify_all();

@@ -25,6 +25,7 @@ class Pool {
 
   private:
     void work(int thread);
+    void end();
 
     const int threads_;
     Job job_ = nullptr;
