@@ -74,7 +74,7 @@ class CPUGPT2:
         self._handle = ctypes.c_void_p(handle)
         # Not at the end of the process, which takes it all with it: another thread may be in the midst of a step.
         weakref.finalize(self, self._library.gpt2_free, self._handle).atexit = False
-        self._logits = torch.empty((0, 0))
+        self._logits = torch.empty((0, -(-config.vocabulary // OUTPUTS_PER_BLOCK) * OUTPUTS_PER_BLOCK))
         self._load(fetch)
 
     def _load(self, fetch: Fetch) -> None:
@@ -141,7 +141,7 @@ class CPUGPT2:
         They are valid until the next step.
         """
         V, W = self.config.vocabulary, len(rows.wanted)
-        stride = -(-V // OUTPUTS_PER_BLOCK) * OUTPUTS_PER_BLOCK
+        stride = self._logits.shape[1]
         if len(self._logits) < W:
             self._logits = torch.empty((W, stride))
         logits = self._logits[:W]
