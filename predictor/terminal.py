@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from predictor.backends.base import BackendOptions, open_backend
-from predictor.checkpoints.source import resolve
 from predictor.errors import InvalidRequest
 from predictor.protocols.parameters import parse_parameters
 from predictor.settings import Settings
@@ -26,8 +25,7 @@ async def stream_to_terminal(prompt: str, parameters: dict[str, Any], settings: 
     except UnicodeEncodeError as error:
         raise InvalidRequest("the prompt is not UTF-8") from error
     checked = parse_parameters(parameters, "generate", settings.timeout_s)
-    folder = resolve(settings.model_source, settings.revision)
-    options = BackendOptions.from_settings(settings, folder)
+    options = BackendOptions.from_settings(settings)
     with tqdm(desc="loading", unit=" parameters", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -57,6 +57,7 @@ SET = {
     "prefill_chunk_tokens": ("16", 16),
     "step_tokens": ("32", 32),
     "speculation": ("false", False),
+    "draft": ("some/folder", "some/folder"),
     "max_instances": ("3", 3),
     "max_body_bytes": ("4096", 4096),
     "timeout_s": ("1.5", 1.5),

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants.worker import private_stdout, resident_bytes
@@ -38,7 +37,7 @@ class Alone:
     """Our engine, in two ways: as the server asks it (its thread and token streams), and step by step."""
 
     def __init__(self, settings: Settings) -> None:
-        options = BackendOptions.from_settings(settings, Path(settings.model_source))
+        options = BackendOptions.from_settings(settings)
         backend = open_backend("engine", options, lambda done, total: None, threading.Event())
         # Two threads must not step one engine: the backend's ends here, and each run has its own or none.
         backend.stop()

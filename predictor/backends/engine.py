@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from predictor.backends.base import BackendOptions, Progress
 from predictor.backends.device import choose_device, choose_width
-from predictor.checkpoints.load import free_bytes, gib, load_model, read_config
+from predictor.checkpoints.load import free_bytes, gib, load_compiled, load_model, read_config, why_not_compiled
 from predictor.checkpoints.tokenizer import load_tokenizer
 from predictor.engine.cuda import CUDAForward
+from predictor.engine.draft import Draft
 from predictor.engine.engine import Engine
 from predictor.engine.load import Load
 from predictor.engine.params import SamplingParams, Token
@@ -20,9 +24,9 @@ from predictor.engine.sequence import new_request
 from predictor.engine.stream import TokenStream
 from predictor.engine.worker import EngineWorker
 from predictor.errors import CheckpointError, ConfigurationError
-from predictor.model.config import parse_config
+from predictor.model.config import GPT2Config, Width, parse_config
 from predictor.model.cpu.gpt2 import CPUGPT2
-from predictor.model.cpu.library import TOKENS_PER_BLOCK
+from predictor.model.cpu.library import TOKENS_PER_BLOCK, WIDTHS
 from predictor.model.cpu.threads import default_threads
 from predictor.model.gpt2 import GPT2
 
@@ -33,6 +37,9 @@ logger = logging.getLogger(__name__)
 _CPU_KV_BYTES = 2 * 2**30
 _CUDA_KV_SHARE = 0.9
 
+# The draft's width: the fastest. What it says is only a guess.
+_DRAFT_WIDTH: Width = "int8"
+
 
 class WorkerBackend:
     """What backends that run our engine share: everything but the forward pass."""
@@ -42,7 +49,7 @@ class WorkerBackend:
         self.context, self.vocabulary = context, config_vocabulary
         self._options = options
 
-    def _start(self, forward: Forward) -> None:
+    def _start(self, forward: Forward, draft: Draft | None = None) -> None:
         options = self._options
         engine = Engine(
             forward,
@@ -51,6 +58,7 @@ class WorkerBackend:
             chunk_tokens=options.prefill_chunk_tokens,
             step_tokens=options.step_tokens,
             speculation=options.speculation,
+            draft=draft,
         )
         _warm_up(engine)
         self._worker = EngineWorker(engine, options.queue_limit)
@@ -82,8 +90,11 @@ class EngineBackend(WorkerBackend):
         super().__init__(options, config.vocabulary, config.context)
         device = choose_device(options.device)
         width = choose_width(options.dtype, device)
-        # Keys and values are as wide as the activations they are made from.
-        per_token = config.kv_bytes_per_token(4 if width == "float32" else 2)
+        draft_config = None if options.draft is None else _draft_config(options.draft, config, width, device)
+        # A sequence has the same slots in the draft's memory as in the model's.
+        per_token = _kv_bytes_per_token(config, width)
+        if draft_config is not None:
+            per_token += _kv_bytes_per_token(draft_config, _DRAFT_WIDTH)
         asked = options.kv_memory_mib
         # In whole blocks of the kernels: a context that ends within one occupies all of it.
         least = per_token * -(-config.context // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
@@ -94,8 +105,26 @@ class EngineBackend(WorkerBackend):
             )
         needed = least if asked is None else asked * 2**20
         threads = options.threads or default_threads()
+        drafted = 0 if draft_config is None else draft_config.parameters
+        total = drafted + config.parameters
+        draft = None
+        if options.draft is not None:  # before the model, whose memory check then finds its memory taken
+            with _naming_the_draft():
+                draft = load_compiled(
+                    options.draft,
+                    _DRAFT_WIDTH,
+                    threads=threads,
+                    progress=lambda done, _: progress(done, total),
+                    stop=stop,
+                )
         model = load_model(
-            options.folder, width, device, threads=threads, kv_bytes=needed, progress=progress, stop=stop
+            options.folder,
+            width,
+            device,
+            threads=threads,
+            kv_bytes=needed,
+            progress=lambda done, _: progress(drafted + done, total),
+            stop=stop,
         )
         if isinstance(model, CPUGPT2):
             # torch is left with the odd small operation, for which threads would only be in the way of the kernels'.
@@ -108,7 +137,60 @@ class EngineBackend(WorkerBackend):
         if isinstance(model, GPT2) and model.kernels is not None:
             self._start(CUDAForward(model, slots, options.max_running))
         else:
-            self._start(GPT2Forward(model, slots))
+            self._start(GPT2Forward(model, slots), None if draft is None else _new_draft(draft, slots, options))
+
+
+def _kv_bytes_per_token(config: GPT2Config, width: Width) -> int:
+    """Keys and values are as wide as the activations they are made from."""
+    return config.kv_bytes_per_token(4 if width == "float32" else 2)
+
+
+def _draft_config(folder: Path, config: GPT2Config, width: Width, device: torch.device) -> GPT2Config:
+    """The draft's configuration; raises `ConfigurationError` where it cannot guess for the model."""
+    if device.type != "cpu":
+        raise ConfigurationError(f"--draft is for the CPU, and {device} would serve: add --device cpu, or leave it out")
+    if width not in WIDTHS:
+        raise ConfigurationError(
+            f"--draft needs the CPU kernels, and they do not compute {width}: use --dtype float32, bfloat16 or int8, "
+            "or leave it out"
+        )
+    lacking = why_not_compiled(config, width)
+    if lacking is not None:
+        # In torch a row's bits depend on the rows beside it, and so would the text on the guesses.
+        raise ConfigurationError(f"--draft needs the CPU kernels; leave it out: {lacking}")
+    with _naming_the_draft():
+        draft = parse_config(read_config(folder))
+    lacking = why_not_compiled(draft, _DRAFT_WIDTH)
+    if lacking is not None:
+        raise ConfigurationError(f"--draft {folder} cannot run on the CPU kernels; choose another: {lacking}")
+    if draft.vocabulary != config.vocabulary:
+        raise ConfigurationError(
+            f"--draft {folder} has a vocabulary of {draft.vocabulary} tokens and the model one of {config.vocabulary}: "
+            "choose a draft of the model's own family"
+        )
+    if draft.context < config.context:
+        raise ConfigurationError(
+            f"--draft {folder} has a context of {draft.context} tokens and the model one of {config.context}: choose a "
+            "draft whose context is as long"
+        )
+    return draft
+
+
+@contextlib.contextmanager
+def _naming_the_draft() -> Iterator[None]:
+    """Say of a checkpoint's fault that it is the draft's."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise type(error)(f"--draft: {error}") from error
+
+
+def _new_draft(model: CPUGPT2, slots: int, options: BackendOptions) -> Draft:
+    forward = GPT2Forward(model, slots)
+    with _naming_the_draft():
+        _warm_up(Engine(forward, context=model.config.context, max_running=1, chunk_tokens=1, step_tokens=1))
+    logger.info("a draft guesses ahead: %d layers of %d in %s", model.config.layers, model.config.width, model.width)
+    return Draft(forward, options.prefill_chunk_tokens)
 
 
 def _warm_up(engine: Engine) -> None:

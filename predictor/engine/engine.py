@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from predictor.engine.cuda import CUDAForward, CUDARunner
+from predictor.engine.draft import Draft
 from predictor.engine.load import Load
 from predictor.engine.runner import Forward, Launched, Runner
 from predictor.engine.scheduler import Batch, Scheduler
@@ -23,12 +24,14 @@ class Engine:
         chunk_tokens: int,
         step_tokens: int,
         speculation: bool = False,
+        draft: Draft | None = None,
     ) -> None:
         """`context`: the most tokens a sequence may have; for the other limits see scheduler.py.
 
-        `speculation` asks for guesses; they are made where `forward` gives a row the same bits in any company.
+        `speculation` asks for guesses, by prompt lookup and by the `draft` if there is one; they are made where
+        `forward` gives a row the same bits in any company.
         """
-        self._speculation = Speculation() if speculation and forward.rows_are_exact else None
+        self._speculation = Speculation(draft) if speculation and forward.rows_are_exact else None
         self._runner = CUDARunner(forward) if isinstance(forward, CUDAForward) else Runner(forward)
         self._running: tuple[Batch, Launched] | None = None  # the step that the device is busy with
         self._scheduler = Scheduler(forward.slots, max_running, chunk_tokens, step_tokens)

@@ -54,14 +54,19 @@ def sample(logits: Tensor, sequences: SequenceOf[Draws], choose: Choose | None =
         for row, sequence in enumerate(sequences)
         if sequence.params.logprobs is not None
     }
-    for row, sequence in enumerate(sequences):
-        if sequence.params.edits_logits:
-            edit_logits(logits[row], sequence)
-    chosen = (choose or choose_with_torch)(logits, sequences)
+    chosen = sample_tokens(logits, sequences, choose)
     return [
         Sampled(None) if token_id is None else _sampled(token_id, sequence.params, logprobs.get(row))
         for row, (token_id, sequence) in enumerate(zip(chosen, sequences, strict=True))
     ]
+
+
+def sample_tokens(logits: Tensor, sequences: SequenceOf[Draws], choose: Choose | None = None) -> list[int | None]:
+    """`sample` without log-probabilities: the tokens alone, None where a row's largest logit is not finite."""
+    for row, sequence in enumerate(sequences):
+        if sequence.params.edits_logits:
+            edit_logits(logits[row], sequence)
+    return (choose or choose_with_torch)(logits, sequences)
 
 
 def _sampled(token_id: int, params: SamplingParams, logprobs: Tensor | None) -> Sampled:

@@ -199,7 +199,7 @@ class Scheduler:
         return True
 
     def _next_work(self, sequence: Sequence) -> Work:
-        tokens = sequence.next_tokens(self._chunk_tokens)
+        tokens = sequence.tokens_from(sequence.computed, self._chunk_tokens)
         return Work(sequence, sequence.computed, tokens, samples=int(len(tokens) == sequence.uncomputed))
 
     def advance(self, batch: Batch) -> None:
@@ -216,24 +216,25 @@ class Scheduler:
             if not sequence.done:
                 sequence.output_ids.append(PENDING)
 
-    def commit(self, batch: Batch, sampled: list[Sampled]) -> int:
-        """Deliver the tokens of the step that advanced last, let go of what ended. Returns how many guesses held."""
+    def commit(self, batch: Batch, sampled: list[Sampled]) -> list[int]:
+        """Deliver the tokens of the step that advanced last, let go of what ended.
+
+        Returns how many guesses of each work held.
+        """
         outcomes, delivered = iter(sampled), list[tuple[Sequence, Sampled]]()
-        held_in_all = 0
+        held_of_each = []
         for work in batch.work:
-            sequence, guesses = work.sequence, work.guesses
             samples = list(islice(outcomes, work.samples))
-            held = _held(guesses, samples)
-            held_in_all += held
-            if guesses:
-                sequence.lookup.learn(len(guesses), held)
+            held = _held(work.guesses, samples)
+            held_of_each.append(held)
             # What was computed for guesses that did not hold is written over later.
-            sequence.computed += held
-            delivered += [(sequence, sample) for sample in samples[: held + 1]]
+            work.sequence.computed += held
+            work.sequence.drafted = min(work.sequence.drafted, work.sequence.computed)
+            delivered += [(work.sequence, sample) for sample in samples[: held + 1]]
         for sequence, sample in [*delivered, *zip(batch.forks, outcomes, strict=True)]:
             if not sequence.done:  # it may have ended while the step ran, or in this loop: a guess, or a sink's doing
                 self._deliver(sequence, sample)
-        return held_in_all
+        return held_of_each
 
     def _deliver(self, sequence: Sequence, sample: Sampled) -> None:
         if sample.token_id is None:

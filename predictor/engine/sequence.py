@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from predictor.engine.params import SamplingParams, Token
-from predictor.engine.speculation import Lookup
+from predictor.engine.speculation import Lookup, Reach
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +54,11 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     window_start: int = field(init=False)
     computed: int = field(init=False)  # positions whose keys and values are in the KV memory
+    drafted: int = field(init=False)  # likewise in the draft's (draft.py), never more
     slots: SlotRange | None = None
     turn: int = 0  # when its window joined the line for prefill
     lookup: Lookup = field(default_factory=Lookup)
+    reach: Reach = field(default_factory=Reach)
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +87,11 @@ class Sequence:
         return self.length - self.window_start - self.computed
 
     @property
+    def undrafted(self) -> int:
+        """Tokens of the window that the draft has not computed, the newest included."""
+        return self.length - self.window_start - self.drafted
+
+    @property
     def drawn_out(self) -> bool:
         """Whether its last token is drawn, though perhaps not read."""
         return len(self.output_ids) >= self.params.max_new_tokens
@@ -104,11 +111,11 @@ class Sequence:
 
     def slide(self) -> None:
         """Begin the window that the tokens so far call for; nothing of it is computed."""
-        self.window_start, self.computed = start_of_window(self.length, self.params.window), 0
+        self.window_start, self.computed, self.drafted = start_of_window(self.length, self.params.window), 0, 0
 
-    def next_tokens(self, most: int) -> list[int]:
-        """The first `most` of the tokens that are still to be computed."""
-        first = self.window_start + self.computed
+    def tokens_from(self, position: int, most: int) -> list[int]:
+        """The first `most` tokens of the window from `position` on."""
+        first = self.window_start + position
         prompt = self.request.prompt_ids
         if first >= len(prompt):
             return self.output_ids[first - len(prompt) : first - len(prompt) + most]

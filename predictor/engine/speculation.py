@@ -7,14 +7,19 @@ token is kept only where it is what was drawn (scheduler.py `commit`).
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from predictor.engine.draft import Draft
     from predictor.engine.scheduler import Batch
-    from predictor.engine.sequence import Sequence
 
-# Source: Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, "Inference with Reference".
+# Source: Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, "Inference with Reference"; of the draft, Leviathan
+# et al. 2023, "Fast Inference from Transformers via Speculative Decoding".
+
+# Where a step's guesses come from.
+Way = Literal["plain", "lookup", "draft"]
 
 # Lengths of the run of newest tokens that is looked for, longest first. A single token says too little.
 _RUNS = (4, 3, 2)
@@ -50,64 +55,117 @@ class Lookup:
         self._most = min(2 * guessed, MOST_GUESSES) if kept == guessed else max(kept, 1)
 
 
+class Reach:
+    """How far a draft guesses for one sequence: as many tokens as hold on average, and one more.
+
+    Where each guess holds with probability p, those are 1 / (1 - p) tokens, which is within a few percent of the best
+    length for a draft that takes a tenth of the model's time.
+    """
+
+    # How fast old outcomes fade; 0.1 misses are what is left of one after some 20 steps without.
+    _FADE, _FEWEST_MISSES = 0.1, 0.1
+
+    def __init__(self) -> None:
+        self._held, self._missed = 2.0, 1.0
+
+    @property
+    def most(self) -> int:
+        return min(int(1 + self._held / self._missed), MOST_GUESSES)
+
+    def learn(self, guessed: int, kept: int) -> None:
+        self._held += kept - self._FADE * self._held
+        self._missed = max(self._missed + (kept < guessed) - self._FADE * self._missed, self._FEWEST_MISSES)
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What is known of one way: sums in which older steps count less."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    trial: int = 0  # steps that are still to be measured, whatever the way's pace
+    last: int = 0  # the choice after which it was measured last
+
+
 class Pace:
-    """Whether guessing pays on this machine and for this text: seconds per token with and without it, as measured.
+    """Which way of guessing is the fastest on this machine and for this text: seconds per token, as measured.
 
     Kept per number of sequences in a step, whose cost differs.
     """
 
-    # How fast old measurements fade, and how often the way that seems slower is tried again.
-    _FADE, _RETRY_EVERY = 0.1, 32
+    # How fast old measurements fade; how many choices a slower way is left alone before it is tried again, and for how
+    # many steps. One step says little: it may yield one token or twelve.
+    _FADE, _RETRY_AFTER, _TRIAL = 0.1, 256, 8
 
     def __init__(self) -> None:
-        self._seconds_per_token: dict[tuple[int, bool], float] = {}
+        self._measured: dict[tuple[int, Way], _Measured] = defaultdict(lambda: _Measured(trial=self._TRIAL))
         self._choices = 0
 
-    def pays(self, sequences: int) -> bool:
-        """Whether to guess in the next step, of which there are guesses to be had."""
+    def choose(self, sequences: int, ways: list[Way]) -> Way:
+        """The way of the next step, of those to be had."""
         self._choices += 1
-        guessing, plain = (self._seconds_per_token.get((sequences, way)) for way in (True, False))
-        if guessing is None or plain is None:
-            return guessing is None
-        return (guessing < plain) != (self._choices % self._RETRY_EVERY == 0)
+        known = {way: self._measured[sequences, way] for way in ways}
+        for way, measured in known.items():
+            if not measured.trial and self._choices - measured.last > self._RETRY_AFTER:
+                measured.trial = self._TRIAL
+            if measured.trial:
+                return way
+        return min(ways, key=lambda way: known[way].seconds / known[way].tokens)
 
-    def measured(self, sequences: int, guessing: bool, seconds: float, tokens: int) -> None:
+    def measured(self, sequences: int, way: Way, seconds: float, tokens: int) -> None:
         """A step of decoding alone took `seconds` and yielded `tokens`."""
-        key, new = (sequences, guessing), seconds / tokens
-        self._seconds_per_token[key] = new + (1 - self._FADE) * (self._seconds_per_token.get(key, new) - new)
+        measured = self._measured[sequences, way]
+        measured.seconds += seconds - self._FADE * measured.seconds
+        measured.tokens += tokens - self._FADE * measured.tokens
+        measured.trial, measured.last = max(measured.trial - 1, 0), self._choices
 
 
 class Speculation:
     """Adds guesses to steps that decode alone, where they pay."""
 
-    def __init__(self) -> None:
+    def __init__(self, draft: Draft | None = None) -> None:
         self.guessed = self.held = 0  # tokens since the start
+        self._draft = draft
         self._pace = Pace()
-        self._sequences = 0  # of the step under way; 0: not one to guess in
+        self._way: Way = "plain"
+        self._measures = False  # whether the step under way tells the pace of its way
         self._started_s = 0.0
 
     def begin(self, batch: Batch) -> None:
         """Extend a step's works with guesses."""
-        alone = not batch.forks and all(work.sequence.uncomputed == 1 for work in batch.work)
-        self._sequences = len(batch.work) if alone and len(batch.work) <= MOST_SEQUENCES else 0
-        if self._sequences:
-            guesses = [_guess(work.sequence) for work in batch.work]
-            if any(guesses) and self._pace.pays(self._sequences):
-                batch.work = [
-                    replace(work, token_ids=work.token_ids + guess, samples=1 + len(guess))
-                    for work, guess in zip(batch.work, guesses, strict=True)
-                ]
+        self._way, self._measures = "plain", False
+        sequences = [work.sequence for work in batch.work]
+        if batch.forks or len(sequences) > MOST_SEQUENCES or any(each.uncomputed > 1 for each in sequences):
+            return
+        guesses = [each.lookup.guess(each.prompt_ids + each.output_ids, each.room_for_guesses) for each in sequences]
+        ways: list[Way] = ["plain"]
+        if any(guesses):
+            ways.append("lookup")
+        extensible = [each for each in sequences if each.room_for_guesses > 0]
+        if self._draft is not None and extensible:
+            ways.append("draft")
+        self._way = self._pace.choose(len(sequences), ways)
+        draft = self._draft if self._way == "draft" else None
+        # What the draft has missed while another way was taken is no part of its pace, and may take it several steps.
+        self._measures = draft is None or draft.catch_up(extensible)
         self._started_s = time.perf_counter()
+        if draft is not None:
+            most = MOST_GUESSES // len(sequences)  # all of the step's rows in one tile
+            guesses = draft.guess(sequences, [min(each.room_for_guesses, each.reach.most, most) for each in sequences])
+        if self._way != "plain":
+            batch.work = [
+                replace(work, token_ids=work.token_ids + guess, samples=1 + len(guess))
+                for work, guess in zip(batch.work, guesses, strict=True)
+            ]
 
-    def end(self, batch: Batch, held: int) -> None:
-        """Learn from that step, of whose guesses `held` were what was drawn."""
-        if self._sequences:
-            seconds = time.perf_counter() - self._started_s
-            guessed = sum(work.samples - 1 for work in batch.work)
-            self.guessed += guessed
-            self.held += held
-            self._pace.measured(self._sequences, guessed > 0, seconds, self._sequences + held)
-
-
-def _guess(sequence: Sequence) -> list[int]:
-    return sequence.lookup.guess(sequence.prompt_ids + sequence.output_ids, sequence.room_for_guesses)
+    def end(self, batch: Batch, held: list[int]) -> None:
+        """Learn from that step: of the guesses of each work, `held` were what was drawn."""
+        seconds = time.perf_counter() - self._started_s
+        for work, kept in zip(batch.work, held, strict=True):
+            if work.guesses:
+                learner = work.sequence.lookup if self._way == "lookup" else work.sequence.reach
+                learner.learn(len(work.guesses), kept)
+                self.guessed += len(work.guesses)
+        self.held += sum(held)
+        if self._measures:
+            self._pace.measured(len(batch.work), self._way, seconds, len(batch.work) + sum(held))

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import kserve
 
 from predictor.backends.base import Backend, BackendOptions, open_backend
-from predictor.checkpoints.source import resolve
 from predictor.errors import LoadCancelled, NotReady
 from predictor.observability import (
     COMPLETION_TOKENS,
@@ -95,8 +94,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def load(self) -> bool:
         """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
         settings = self.settings
-        folder = resolve(settings.model_source, settings.revision)
-        options = BackendOptions.from_settings(settings, folder)
+        options = BackendOptions.from_settings(settings)
         with LogProgress(f"loading {self.name}") as progress:
             backend = open_backend(settings.backend, options, progress, self._stopping)
         self._watch(backend)
