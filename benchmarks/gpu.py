@@ -157,10 +157,8 @@ class Bench:
 
     def eager_tokens_per_s(self, batch: int, context: int, steps: int) -> float:
         """Decode without graphs, each step waited for, greedy."""
-        slots = torch.arange(batch, device=DEVICE) * CONTEXT + context - 1
-        tokens = torch.full((batch,), 17, device=DEVICE)
         spans = [Span(row, 1, CONTEXT * row, context) for row in range(batch)]
-        rows = Rows(tokens, torch.full_like(tokens, context - 1), slots, spans, torch.arange(batch, device=DEVICE))
+        rows = Rows([17] * batch, spans, list(range(batch)))
         self.model.forward(rows, self.kv).argmax(-1).tolist()
         began = time.perf_counter()
         for _ in range(steps):
@@ -173,9 +171,7 @@ class Bench:
         def prefill() -> None:
             for first in range(0, CONTEXT, chunk):
                 size = min(chunk, CONTEXT - first)
-                where = torch.arange(first, first + size, device=DEVICE)
-                ids, last = torch.full_like(where, 17), torch.tensor([size - 1], device=DEVICE)
-                self.model.forward(Rows(ids, where, where, [Span(0, size, 0, first + size)], last), self.kv)
+                self.model.forward(Rows([17] * size, [Span(0, size, 0, first + size)], [size - 1]), self.kv)
 
         return CONTEXT / median_s(prefill, 5)
 

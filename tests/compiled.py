@@ -72,14 +72,11 @@ class Part(NamedTuple):
 def rows_of(parts: list[Part]) -> Rows:
     """The rows of all parts, all of them wanted."""
     spans: list[Span] = []
-    ids, positions, slots = [], [], []
+    ids: list[int] = []
     for part in parts:
-        spans.append(Span(sum(map(len, ids)), part.count, part.first_slot, part.first + part.count))
-        ids.append(part.ids[part.first : part.first + part.count])
-        positions.append(torch.arange(part.first, part.first + part.count))
-        slots.append(positions[-1] + part.first_slot)
-    count = sum(map(len, ids))
-    return Rows(torch.cat(ids), torch.cat(positions), torch.cat(slots), spans, torch.arange(count))
+        spans.append(Span(len(ids), part.count, part.first_slot, part.first + part.count))
+        ids += part.ids[part.first : part.first + part.count].tolist()
+    return Rows(ids, spans, list(range(len(ids))))
 
 
 def step(model: GPT2 | CPUGPT2, kv: Tensor, parts: list[Part]) -> list[Tensor]:

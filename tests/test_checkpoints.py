@@ -36,8 +36,7 @@ IDS = [5, 0, 17, 200, 5, 5, 99, 276, 31, 42]
 
 def logits_of(model: GPT2, ids: list[int] = IDS) -> Tensor:
     """The logits after each of `ids`, [T, V], in one prefill."""
-    places = torch.arange(len(ids))
-    rows = Rows(torch.tensor(ids), places, places, [Span(0, len(ids), 0, len(ids))], places)
+    rows = Rows(ids, [Span(0, len(ids), 0, len(ids))], list(range(len(ids))))
     return model.forward(rows, model.new_kv(len(ids)))
 
 

@@ -199,10 +199,7 @@ def test_a_copy_of_keys_and_values_goes_on_as_the_original(width: str) -> None:
 
 def test_a_step_without_wanted_rows_gives_none() -> None:
     model = compile_model(tiny_model())
-    where = torch.arange(4)
-    rows = Rows(
-        prompt(model.config.vocabulary, 4), where, where, [Span(0, 4, 0, 4)], torch.tensor([], dtype=torch.int64)
-    )
+    rows = Rows(prompt(model.config.vocabulary, 4).tolist(), [Span(0, 4, 0, 4)], [])
     assert model.forward(rows, model.new_kv(16)).shape == (0, model.config.vocabulary)
 
 
@@ -213,7 +210,7 @@ def test_wanted_rows_are_the_rows_asked_for(width: str) -> None:
     every = run(model, ids, [90])
     for wanted in ([0], [89], [3, 40], [89, 0, 17], list(range(0, 90, 7))):
         rows = rows_of([Part(ids, 0, 90, 0)])
-        asked = Rows(rows.token_ids, rows.positions, rows.slots, rows.spans, torch.tensor(wanted))
+        asked = Rows(rows.token_ids, rows.spans, wanted)
         assert same_bits(model.forward(asked, model.new_kv(96)), every[wanted])
 
 

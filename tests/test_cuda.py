@@ -382,8 +382,7 @@ def test_large_buckets_waste_at_most_a_third() -> None:
 
 def prefill(model: GPT2, kv: Tensor, ids: list[int], first_slot: int) -> Tensor:
     """Compute a prompt eagerly; the logits of its last token [V]."""
-    where = torch.arange(len(ids))
-    rows = Rows(torch.tensor(ids), where, where + first_slot, [Span(0, len(ids), first_slot, len(ids))], where[-1:])
+    rows = Rows(ids, [Span(0, len(ids), first_slot, len(ids))], [len(ids) - 1])
     return model.forward(rows, kv)[0]
 
 
@@ -408,11 +407,7 @@ def test_a_decode_step_gives_the_logits_of_the_eager_forward(kernels: Kernels, m
         rows.append(DecodeRow(11 + number, len(ids), 40 * number, Draw()))
     launched = steps.launch(rows)  # three rows in the bucket of four
     for row, number in zip(rows, range(3), strict=True):
-        where = torch.tensor([row.position])
-        span = Span(0, 1, row.first_slot, row.position + 1)
-        wanted = model.forward(
-            Rows(torch.tensor([row.token_id]), where, where + row.first_slot, [span], torch.tensor([0])), twin
-        )
+        wanted = model.forward(Rows([row.token_id], [Span(0, 1, row.first_slot, row.position + 1)], [0]), twin)
         torch.testing.assert_close(launched.logits[number], wanted[0], rtol=0, atol=1e-4)
     assert launched.result() == launched.logits.argmax(-1).tolist()
     for number, ids in enumerate(asked):

@@ -21,9 +21,8 @@ def run(model: GPT2, ids: Tensor, chunks: list[int], first_slot: int = 0) -> Ten
     kv = model.new_kv(first_slot + len(ids))
     logits, start = [], 0
     for size in chunks:
-        positions = torch.arange(start, start + size)
         span = Span(0, size, first_slot, start + size)
-        rows = Rows(ids[start : start + size], positions, positions + first_slot, [span], torch.arange(size))
+        rows = Rows(ids[start : start + size].tolist(), [span], list(range(size)))
         logits.append(model.forward(rows, kv))
         start += size
     return torch.cat(logits)
@@ -106,9 +105,8 @@ def test_124m_logits_and_200_greedy_tokens_are_transformers(gpt2_shape: Path) ->
     kv, tokens = model.new_kv(220), begin.tolist()
     position = 0
     while len(tokens) < 220:
-        fresh = torch.tensor(tokens[position:])
-        where = torch.arange(position, len(tokens))
-        rows = Rows(fresh, where, where, [Span(0, len(fresh), 0, len(tokens))], torch.tensor([len(fresh) - 1]))
+        fresh = tokens[position:]
+        rows = Rows(fresh, [Span(0, len(fresh), 0, len(tokens))], [len(fresh) - 1])
         position = len(tokens)
         tokens.append(int(model.forward(rows, kv)[0].argmax()))
     assert tokens == wanted[0].tolist()
@@ -118,19 +116,15 @@ def test_sequences_in_one_batch_do_not_touch_each_other(checkpoint: Path) -> Non
     model = load_gpt2(checkpoint, torch.float32, CPU)
     a, b = prompt(model.config.vocabulary, 30, 1), prompt(model.config.vocabulary, 17, 2)
     kv = model.new_kv(64)
-    positions = torch.cat([torch.arange(30), torch.arange(17)])
-    slots = torch.cat([torch.arange(30) + 30, torch.arange(17) + 2])
     spans = [Span(0, 30, 30, 30), Span(30, 17, 2, 17)]
-    together = model.forward(Rows(torch.cat([a, b]), positions, slots, spans, torch.tensor([29, 46])), kv)
+    together = model.forward(Rows([*a.tolist(), *b.tolist()], spans, [29, 46]), kv)
     assert torch.equal(together[0], run(model, a, [30])[-1])
     assert torch.equal(together[1], run(model, b, [17])[-1])
 
 
 def test_a_step_without_wanted_rows_gives_none(checkpoint: Path) -> None:
     model = load_gpt2(checkpoint, torch.float32, CPU)
-    ids = prompt(model.config.vocabulary, 4)
-    where = torch.arange(4)
-    rows = Rows(ids, where, where, [Span(0, 4, 0, 4)], torch.tensor([], dtype=torch.int64))
+    rows = Rows(prompt(model.config.vocabulary, 4).tolist(), [Span(0, 4, 0, 4)], [])
     assert model.forward(rows, model.new_kv(4)).shape == (0, model.config.vocabulary)
 
 

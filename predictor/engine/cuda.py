@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from predictor.engine.params import Sampled
-from predictor.engine.runner import GPT2Forward, Launched, keep_prompt_logits, with_stored_logits
+from predictor.engine.runner import GPT2Forward, Launched, keep_prompt_logits, rows_of, with_stored_logits
 from predictor.engine.sampler import sample
 from predictor.engine.scheduler import Batch
 from predictor.engine.sequence import PENDING, Sequence
@@ -28,6 +28,7 @@ class CUDAForward(GPT2Forward):
     def __init__(self, model: GPT2, slots: int, max_running: int) -> None:
         super().__init__(model, slots, spare_slots=1)
         assert model.kernels is not None
+        self._gpt2 = model
         self.steps = DecodeSteps(model, model.kernels, self._kv, most_rows=max_running, scratch_slot=slots)
         self.rows: dict[Sequence, int] = {}  # which row of the last step drew each sequence's token
 
@@ -35,12 +36,13 @@ class CUDAForward(GPT2Forward):
         """The row of the last step to take a token from, where the host does not know it yet."""
         return self.rows[sequence] if token_id == PENDING else None
 
-    def _input_ids(self, batch: Batch, token_ids: list[int]) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
+        rows, device = rows_of(batch), self._gpt2.device
         sources = [self.source(work.sequence, token) for work in batch.work for token in work.token_ids]
-        device = self._model.device
-        return self.steps.token_ids(
-            on_device(token_ids, device), on_device([-1 if row is None else row for row in sources], device)
+        token_ids = self.steps.token_ids(
+            on_device(rows.token_ids, device), on_device([-1 if row is None else row for row in sources], device)
         )
+        return self._gpt2.forward(rows, self._kv, token_ids)
 
 
 class CUDARunner:

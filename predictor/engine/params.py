@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -58,8 +58,10 @@ class SamplingParams:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+# Made for every token of every sequence: named tuples are made in a third of a frozen dataclass's time.
+
+
+class Token(NamedTuple):
     """One token of one sequence, as it leaves the engine."""
 
     id: int
@@ -69,8 +71,7 @@ class Token:
     is_end: bool = False  # an end-of-text token that ends the sequence: not part of the text
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """One row's outcome; token_id is None when the logits held no finite number."""
 
     token_id: int | None

@@ -15,7 +15,7 @@ from predictor.engine.sampler import Choose, Draws, sample
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.model.cpu.gpt2 import CPUGPT2
 from predictor.model.cpu.library import Draw
-from predictor.model.gpt2 import GPT2, Rows, Span, on_device
+from predictor.model.gpt2 import GPT2, Rows, Span
 
 
 class Forward(Protocol):
@@ -119,26 +119,18 @@ class GPT2Forward:
             self._model.copy_kv(self._kv, copy.source, copy.target, copy.tokens)
 
     def logits(self, batch: Batch) -> Tensor:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        spans: list[Span] = []
-        wanted: list[int] = []
-        for work in batch.work:
-            assert work.sequence.slots is not None
-            first, count, base = work.first_position, len(work.token_ids), work.sequence.slots.first
-            spans.append(Span(len(token_ids), count, base, first + count))
-            token_ids += work.token_ids
-            positions += range(first, first + count)
-            slots += range(base + first, base + first + count)
-            wanted += range(len(token_ids) - work.samples, len(token_ids))
+        return self._model.forward(rows_of(batch), self._kv)
 
-        def tensor(values: list[int]) -> Tensor:
-            return on_device(values, self._model.device)
 
-        ids = self._input_ids(batch, token_ids)
-        return self._model.forward(Rows(ids, tensor(positions), tensor(slots), spans, tensor(wanted)), self._kv)
-
-    def _input_ids(self, batch: Batch, token_ids: list[int]) -> Tensor:
-        """The token of each row of `batch.work` [R]."""
-        return on_device(token_ids, self._model.device)
+def rows_of(batch: Batch) -> Rows:
+    """The rows of a batch's works; those that sample are wanted."""
+    token_ids: list[int] = []
+    spans: list[Span] = []
+    wanted: list[int] = []
+    for work in batch.work:
+        assert work.sequence.slots is not None
+        count = len(work.token_ids)
+        spans.append(Span(len(token_ids), count, work.sequence.slots.first, work.first_position + count))
+        token_ids += work.token_ids
+        wanted += range(len(token_ids) - work.samples, len(token_ids))
+    return Rows(token_ids, spans, wanted)

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import count, islice, takewhile
+from typing import NamedTuple
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import FinishReason, Sampled, SamplingParams, Token
@@ -19,8 +20,7 @@ from predictor.engine.sequence import PENDING, Request, Sequence
 from predictor.errors import EngineFailed, PredictorError
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Consecutive positions of a sequence's window to compute in this step.
 
     The last `samples` rows are sampled: none in the midst of a prefill, as a rule one; with guesses (speculation.py)
@@ -133,9 +133,14 @@ class Scheduler:
         batch = Batch()
         self._fork(batch)  # first: sliding may overwrite the prompt that is copied here
         self._slide()
-        decoding = [s for s in self._running if s.uncomputed == 1 and not s.drawn_out]
-        batch.work = [self._next_work(sequence) for sequence in decoding]
-        self._prefill(batch)
+        begun = []
+        for sequence in self._running:
+            uncomputed = sequence.uncomputed  # 0 of a sibling that starts in this step
+            if uncomputed > 1:
+                begun.append(sequence)
+            elif uncomputed == 1 and not sequence.drawn_out:
+                batch.work.append(self._next_work(sequence))
+        self._prefill(batch, begun)
         return batch
 
     def _fork(self, batch: Batch) -> None:
@@ -156,11 +161,11 @@ class Scheduler:
                 sequence.slide()
                 sequence.turn = next(self._turns)
 
-    def _prefill(self, batch: Batch) -> None:
-        """Add chunks while they fit, the first in any case: of windows begun and of new requests, by turn."""
+    def _prefill(self, batch: Batch, begun: list[Sequence]) -> None:
+        """Add chunks while they fit, the first in any case: of windows `begun` and of new requests, by turn."""
         rows = len(batch.work)
         limit = max(self._step_tokens, rows + self._chunk_tokens)
-        begun = sorted((s for s in self._running if s.uncomputed > 1), key=_turn)
+        begun.sort(key=_turn)
         new = list(islice(takewhile(lambda s: s.leads, self._waiting), self.free_seats))
         blocked = False
         for sequence in merge(begun, new, key=_turn):
@@ -224,13 +229,14 @@ class Scheduler:
         outcomes, delivered = iter(sampled), list[tuple[Sequence, Sampled]]()
         held_of_each = []
         for work in batch.work:
-            samples = list(islice(outcomes, work.samples))
-            held = _held(work.guesses, samples)
+            sequence, samples = work.sequence, list(islice(outcomes, work.samples))
+            held = _held(work.guesses, samples) if work.samples > 1 else 0
             held_of_each.append(held)
             # What was computed for guesses that did not hold is written over later.
-            work.sequence.computed += held
-            work.sequence.drafted = min(work.sequence.drafted, work.sequence.computed)
-            delivered += [(work.sequence, sample) for sample in samples[: held + 1]]
+            sequence.computed += held
+            sequence.drafted = min(sequence.drafted, sequence.computed)
+            for sample in samples[: held + 1]:
+                delivered.append((sequence, sample))
         for sequence, sample in [*delivered, *zip(batch.forks, outcomes, strict=True)]:
             if not sequence.done:  # it may have ended while the step ran, or in this loop: a guess, or a sink's doing
                 self._deliver(sequence, sample)
@@ -240,10 +246,11 @@ class Scheduler:
         if sample.token_id is None:
             self.end(sequence, EngineFailed("the model produced no finite logits; the checkpoint may be damaged"))
             return
-        params = sequence.request.params
-        if sequence.output_ids[-1] == PENDING:
-            sequence.output_ids.pop()
-        sequence.output_ids.append(sample.token_id)
+        params, output = sequence.params, sequence.output_ids
+        if output[-1] == PENDING:
+            output[-1] = sample.token_id
+        else:
+            output.append(sample.token_id)
         is_end = sample.token_id in params.end_tokens and not params.ignore_eos
         reason: FinishReason | None = None
         if is_end:

@@ -53,6 +53,8 @@ class Sequence:
     sink: Sink
     output_ids: list[int] = field(default_factory=list)
     window_start: int = field(init=False)
+    prompt_ids: list[int] = field(init=False)  # the request's, as the next
+    params: SamplingParams = field(init=False)
     computed: int = field(init=False)  # positions whose keys and values are in the KV memory
     drafted: int = field(init=False)  # likewise in the draft's (draft.py), never more
     slots: SlotRange | None = None
@@ -62,15 +64,8 @@ class Sequence:
     done: bool = False
 
     def __post_init__(self) -> None:
+        self.prompt_ids, self.params = self.request.prompt_ids, self.request.params
         self.slide()
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        return self.request.prompt_ids
-
-    @property
-    def params(self) -> SamplingParams:
-        return self.request.params
 
     @property
     def leads(self) -> bool:
@@ -79,12 +74,12 @@ class Sequence:
     @property
     def length(self) -> int:
         """Tokens so far, prompt included."""
-        return len(self.request.prompt_ids) + len(self.output_ids)
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def uncomputed(self) -> int:
         """Tokens of the window that are still to be computed: 1 while decoding, more in a prefill."""
-        return self.length - self.window_start - self.computed
+        return len(self.prompt_ids) + len(self.output_ids) - self.window_start - self.computed
 
     @property
     def undrafted(self) -> int:
@@ -99,7 +94,7 @@ class Sequence:
     @property
     def window_full(self) -> bool:
         """Whether the newest token has no position left."""
-        window = self.request.params.window
+        window = self.params.window
         return window is not None and self.length - self.window_start > window
 
     @property
@@ -116,7 +111,7 @@ class Sequence:
     def tokens_from(self, position: int, most: int) -> list[int]:
         """The first `most` tokens of the window from `position` on."""
         first = self.window_start + position
-        prompt = self.request.prompt_ids
+        prompt = self.prompt_ids
         if first >= len(prompt):
             return self.output_ids[first - len(prompt) : first - len(prompt) + most]
         return (prompt[first : first + most] + self.output_ids[:most])[:most]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Speculation:
             guesses = draft.guess(sequences, [min(each.room_for_guesses, each.reach.most, most) for each in sequences])
         if self._way != "plain":
             batch.work = [
-                replace(work, token_ids=work.token_ids + guess, samples=1 + len(guess))
+                work._replace(token_ids=work.token_ids + guess, samples=1 + len(guess))
                 for work, guess in zip(batch.work, guesses, strict=True)
             ]
 

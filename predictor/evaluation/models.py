@@ -61,13 +61,11 @@ class RowsModel:
         self._kv = model.new_kv(context + -context % model.slot_multiple)
 
     def logits(self, ids: list[int], rows: int) -> Iterator[Tensor]:
-        places = torch.arange(len(ids), device=self._device)
         for first in range(0, len(ids), rows):
-            token_ids = torch.tensor(ids[first : first + rows], dtype=torch.int64, device=self._device)
+            token_ids = ids[first : first + rows]
             count = len(token_ids)
-            positions = places[first : first + count]
             span = Span(first_row=0, rows=count, first_slot=0, context=first + count)
-            yield self._model.forward(Rows(token_ids, positions, positions, [span], places[:count]), self._kv)
+            yield self._model.forward(Rows(token_ids, [span], list(range(count))), self._kv)
 
 
 class TransformersModel:

@@ -38,11 +38,9 @@ class Span(NamedTuple):
 class Rows:
     """What one step computes: R rows in S spans, and the W rows whose logits are wanted."""
 
-    token_ids: Tensor  # [R] int64
-    positions: Tensor  # [R] int64
-    slots: Tensor  # [R] int64: where each row's key and value go
-    spans: list[Span]
-    wanted: Tensor  # [W] int64, indices of rows
+    token_ids: list[int]  # [R]
+    spans: list[Span]  # [S], in the order of rows
+    wanted: list[int]  # [W], indices of rows
 
 
 class Attention(Protocol):
@@ -148,13 +146,23 @@ class GPT2:
         kv[:, :, target : target + tokens] = kv[:, :, source : source + tokens]
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: Tensor) -> Tensor:
-        """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32."""
+    def forward(self, rows: Rows, kv: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Run one step, write its keys and values into `kv`, return the wanted logits [W, V] in fp32.
+
+        `token_ids` [R] int64 stand for those of `rows` where the device knows some that the host does not.
+        """
         W = len(rows.wanted)
-        y = self._last_norm(rows.token_ids, rows.positions, _SpanAttention(self, rows, kv))
+        if token_ids is None:
+            token_ids = on_device(rows.token_ids, self.device)
+        firsts = [span.context - span.rows for span in rows.spans]
+        positions = on_device(
+            [p for first, span in zip(firsts, rows.spans, strict=True) for p in range(first, span.context)], self.device
+        )
+        y = self._last_norm(token_ids, positions, _SpanAttention(self, rows, positions, kv))
         if W == 0:
             return torch.empty((0, self.config.vocabulary), dtype=torch.float32, device=self.device)
-        return self._logits(F.pad(y[rows.wanted], (0, 0, 0, self.padded(W) - W)))[:W]
+        wanted = on_device(rows.wanted, self.device)
+        return self._logits(F.pad(y[wanted], (0, 0, 0, self.padded(W) - W)))[:W]
 
     @torch.inference_mode()
     def decode(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -182,8 +190,12 @@ class GPT2:
 class _SpanAttention:
     """Each span over its own keys and values; with our kernels, all spans of one row in one call."""
 
-    def __init__(self, model: GPT2, rows: Rows, kv: Tensor) -> None:
-        self._rows, self._kv, self._scales = rows, kv, model.attention_scales
+    def __init__(self, model: GPT2, rows: Rows, positions: Tensor, kv: Tensor) -> None:
+        self._kv, self._scales = kv, model.attention_scales
+        # Where each row's key and value go.
+        self._slots = positions + on_device(
+            [span.first_slot for span in rows.spans for _ in range(span.rows)], model.device
+        )
         H, D = model.config.heads, model.config.head_width
         R_padded = model.padded(len(rows.token_ids))
         self._attended = torch.zeros((R_padded, H, D), dtype=model.dtype, device=model.device)
@@ -196,15 +208,15 @@ class _SpanAttention:
                 first_slots = on_device([span.first_slot for span in single], model.device)
                 context = max(span.context for span in single)
                 self._decode = DecodeAttention(
-                    model.kernels, kv, first_slots, rows.positions[self._single], self._scales, context, len(single)
+                    model.kernels, kv, first_slots, positions[self._single], self._scales, context, len(single)
                 )
         self._masks = {span: _causal_mask(span, model.device) for span in self._spans if span.rows > 1}
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        R = len(self._rows.token_ids)
+        R = len(self._slots)
         keys, values = self._kv[layer]
-        keys.index_copy_(0, self._rows.slots, qkv[:R, 1])
-        values.index_copy_(0, self._rows.slots, qkv[:R, 2])
+        keys.index_copy_(0, self._slots, qkv[:R, 1])
+        values.index_copy_(0, self._slots, qkv[:R, 2])
         for span in self._spans:
             here = slice(span.first_row, span.first_row + span.rows)
             seen = slice(span.first_slot, span.first_slot + span.context)

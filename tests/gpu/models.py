@@ -49,13 +49,8 @@ def compute(model: GPT2, kv: Tensor, sequences: list[tuple[list[int], int, int]]
     The logits of every row, sequence after sequence.
     """
     ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
     spans: list[Span] = []
     for tokens, position, first_slot in sequences:
         spans.append(Span(len(ids), len(tokens), first_slot, position + len(tokens)))
         ids += tokens
-        positions += range(position, position + len(tokens))
-        slots += range(first_slot + position, first_slot + position + len(tokens))
-    tensors = [torch.tensor(values, device=model.device) for values in (ids, positions, slots, list(range(len(ids))))]
-    return model.forward(Rows(tensors[0], tensors[1], tensors[2], spans, tensors[3]), kv)
+    return model.forward(Rows(ids, spans, list(range(len(ids)))), kv)

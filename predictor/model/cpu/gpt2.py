@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from array import array
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +49,12 @@ def unsupported(config: GPT2Config) -> str | None:
         if size % 16:
             return f"{name} is {size}, no multiple of 16"
     return None
+
+
+def _check(name: str, number: int, end: int) -> None:
+    """The kernels read where they are told to."""
+    if not 0 <= number < end:
+        raise IndexError(f"{name} {number} is outside 0..{end - 1}")
 
 
 class CPUGPT2:
@@ -145,20 +151,20 @@ class CPUGPT2:
         if len(self._logits) < W:
             self._logits = torch.empty((W, stride))
         logits = self._logits[:W]
-        token_ids, positions, wanted = (
-            tensor.numpy().astype(np.int32) for tensor in (rows.token_ids, rows.positions, rows.wanted)
-        )
-        # The kernels read where they are told to.
-        for name, numbers, end in (("token", token_ids, V), ("position", positions, self.config.context)):
-            if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= end:
-                wrong = next(number for number in numbers.tolist() if not 0 <= number < end)
-                raise IndexError(f"{name} {wrong} is outside 0..{end - 1}")
-        spans = np.array(
-            [(s.first_row, s.rows, s.first_slot // TOKENS_PER_BLOCK, s.context - s.rows) for s in rows.spans], np.int32
-        )
+        slots = len(kv) * BLOCKS_PER_GROUP * TOKENS_PER_BLOCK
+        flat: list[int] = []
+        for span in rows.spans:
+            flat += (span.first_row, span.rows, span.first_slot // TOKENS_PER_BLOCK, span.context - span.rows)
+            _check("position", span.context - 1, self.config.context)
+            _check("slot", span.first_slot + span.context - 1, slots)
+        for name, numbers, end in (("token", rows.token_ids, V), ("row", rows.wanted, len(rows.token_ids))):
+            if numbers:
+                _check(name, min(numbers), end)
+                _check(name, max(numbers), end)
+        token_ids, spans, wanted = (array("i", numbers) for numbers in (rows.token_ids, flat, rows.wanted))
         step = Step(
-            len(token_ids), len(spans), W, token_ids.ctypes.data, positions.ctypes.data, spans.ctypes.data,
-            wanted.ctypes.data, logits.data_ptr(), stride,
+            len(token_ids), len(rows.spans), W, token_ids.buffer_info()[0], spans.buffer_info()[0],
+            wanted.buffer_info()[0], logits.data_ptr(), stride,
         )  # fmt: skip
         if self._library.gpt2_step(self._handle, kv.data_ptr(), step):
             raise MemoryError(f"no memory for a step of {len(token_ids)} rows")

@@ -106,12 +106,14 @@ class Walk {
 
     void embed() {
         const int E = shape_.width;
-        for (int row = thread_; row < step_.rows; row += threads_) {
-            float* x = work_.residual + (size_t)row * E;
-            const float* position = model_.positions + (size_t)step_.positions[row] * E;
-            read_output(width_, model_.tokens, step_.token_ids[row], x);
-            for (int k = 0; k < E; k += LANES) store(x + k, load(x + k) + load(position + k));
-        }
+        for (int s = 0; s < step_.spans; s++)
+            for (int i = thread_; i < step_.span[s].rows; i += threads_) {
+                const int row = step_.span[s].first_row + i;
+                float* x = work_.residual + (size_t)row * E;
+                const float* position = model_.positions + (size_t)(step_.span[s].first_position + i) * E;
+                read_output(width_, model_.tokens, step_.token_ids[row], x);
+                for (int k = 0; k < E; k += LANES) store(x + k, load(x + k) + load(position + k));
+            }
         if (thread_ == 0)
             for (int layer = 0; layer < shape_.layers; layer++) work_.claimed[layer].store(0, std::memory_order_relaxed);
         barrier();

@@ -35,8 +35,8 @@ class Step(ctypes.Structure):
     """model.h Step."""
 
     _fields_ = (
-        ("rows", c_int32), ("spans", c_int32), ("wanted", c_int32), ("token_ids", c_void_p), ("positions", c_void_p),
-        ("span", c_void_p), ("wanted_rows", c_void_p), ("logits", c_void_p), ("logits_stride", c_int64),
+        ("rows", c_int32), ("spans", c_int32), ("wanted", c_int32), ("token_ids", c_void_p), ("span", c_void_p),
+        ("wanted_rows", c_void_p), ("logits", c_void_p), ("logits_stride", c_int64),
     )  # fmt: skip
 
 

@@ -66,7 +66,6 @@ struct Span {
 struct Step {
     int32_t rows, spans, wanted;
     const int32_t* token_ids;    // [rows]
-    const int32_t* positions;    // [rows]
     const Span* span;            // [spans], in the order of rows
     const int32_t* wanted_rows;  // [wanted]
     float* logits;               // [wanted][logits_stride]
