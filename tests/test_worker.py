@@ -84,6 +84,33 @@ async def test_tokens_arrive_in_order(worker: EngineWorker) -> None:
     assert [token.finish_reason for token in tokens] == [None] * 5 + ["length"]
 
 
+async def test_lots_hold_the_same_tokens_and_come_whole(worker: EngineWorker, forward: Scripted) -> None:
+    ((one_by_one,),), ((in_lots,),) = (worker.submit([([1, 2], params(100, in_lots=lots))]) for lots in (False, True))
+    expected = await collect(one_by_one)
+    sizes, tokens = [], []
+    while not tokens or tokens[-1].finish_reason is None:
+        tokens.append(await in_lots.__anext__())
+        sizes.append(1)
+        while in_lots._arrived.qsize():
+            tokens.append(await in_lots.__anext__())
+            sizes[-1] += 1
+    assert tokens == expected
+    # A reader that comes late finds several lots at once, and never part of one.
+    assert all(size % 32 == 0 for size in sizes[:-1])
+    assert sum(sizes) == 100
+
+
+async def test_a_lot_that_is_not_full_leaves_with_an_error(worker: EngineWorker, forward: Scripted) -> None:
+    forward.step_s = 0.01
+    ((stream,),) = worker.submit([([1], params(500, in_lots=True))])
+    got = [(await stream.__anext__()).id]  # with the first lot
+    forward.fail_next = True
+    got += [(await stream.__anext__()).id for _ in range(31)]
+    with pytest.raises(EngineFailed):
+        await collect(stream)
+    assert got == [(1 + place) % V for place in range(32)]
+
+
 async def test_closing_frees_the_sequence_within_one_step(worker: EngineWorker, forward: Scripted) -> None:
     forward.step_s = 0.05
     ((stream,),) = worker.submit([([1], params(2000))])

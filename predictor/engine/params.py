@@ -35,6 +35,7 @@ class SamplingParams:
     seed: int = 0  # sample k of n is drawn with seed + k
     n: int = 1
     logprobs: int | None = None  # None = not wanted, else how many alternatives per token
+    in_lots: bool = False  # nobody looks at a token before the sequence has ended: several may be delivered at once
 
     @property
     def greedy(self) -> bool:

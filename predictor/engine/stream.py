@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 from predictor.engine.params import Token
 
+# Tokens of a lot: more would save nothing, and keep the event loop from others for longer when they come.
+_LOT = 32
+
 
 class TokenStream(AsyncIterator[Token]):
     """The tokens of one sequence. `aclose` frees it within one step, finished or not; it may be called twice."""
@@ -47,9 +50,22 @@ class Outbox:
     def __init__(self) -> None:
         self._items: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, Token | Exception]]] = {}
 
-    def sink(self, stream: TokenStream) -> Callable[[Token | Exception], None]:
-        """A function that queues an item for `stream`; for the engine's thread only."""
-        return lambda item: self._items.setdefault(stream.loop, []).append((stream, item))
+    def sink(self, stream: TokenStream, in_lots: bool = False) -> Callable[[Token | Exception], None]:
+        """A function that queues an item for `stream`; for the engine's thread only.
+
+        With `in_lots` tokens wait until there are 32 or the last has come. Meanwhile the event loop's thread is left
+        asleep: awake, it would take a core from a step in which every other thread waits for that core.
+        """
+        held: list[tuple[TokenStream, Token | Exception]] = []
+        lot = _LOT if in_lots else 1
+
+        def sink(item: Token | Exception) -> None:
+            held.append((stream, item))
+            if len(held) == lot or isinstance(item, Exception) or item.finish_reason is not None:
+                self._items.setdefault(stream.loop, []).extend(held)
+                held.clear()
+
+        return sink
 
     def flush(self) -> None:
         """Hand over what gathered, one call per event loop."""

@@ -64,7 +64,7 @@ class EngineWorker:
     def _submit(self, prompt_ids: list[int], params: SamplingParams) -> list[TokenStream]:
         sequences: list[Sequence] = []  # filled below; the streams' close looks them up by place
         streams = [TokenStream(self._closer(sequences, k)) for k in range(params.n)]
-        request = new_request(prompt_ids, params, [self._outbox.sink(stream) for stream in streams])
+        request = new_request(prompt_ids, params, [self._outbox.sink(stream, params.in_lots) for stream in streams])
         sequences += [request.leader, *request.pending]
         self._inbox.put(request)
         return streams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from predictor.backends.base import Backend
 from predictor.engine.params import SamplingParams
@@ -61,7 +61,15 @@ class LanguageModel:
         """Whole completions, a list of n per request. Raises `DeadlineExceeded` when one ran out of time."""
         deadlines = [Deadline(request.timeout_s or default_timeout_s) for request in requests]
         soonest = min(deadlines, key=lambda deadline: deadline.timeout_s)
-        rows = self._start(requests, await soonest.hold(self._prepare_all(requests), "preparing the prompts"))
+        prepared = await soonest.hold(self._prepare_all(requests), "preparing the prompts")
+        # Stop strings end a sequence from here, so its tokens have to be seen as they come.
+        rows = self._start(
+            requests,
+            [
+                replace(each, params=replace(each.params, in_lots=not request.stop))
+                for request, each in zip(requests, prepared, strict=True)
+            ],
+        )
         streams = [stream for row in rows for stream in row]
         collected = [
             asyncio.ensure_future(deadline.hold(stream.collect(), request.name))
