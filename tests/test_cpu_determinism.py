@@ -291,3 +291,20 @@ def test_memory_holds_the_slots_that_are_given_out() -> None:
         usable = SlotAllocator(slots, model.slot_multiple).slots
         assert model.slot_multiple == TOKENS_PER_BLOCK
         assert model.new_kv(slots).numel() >= 2 * model.config.layers * model.config.width * usable
+
+
+@pytest.mark.parametrize("inner", [16, 256])
+@each_width
+def test_rows_that_are_not_wanted_leave_the_same_keys_and_values(width: str, inner: int) -> None:
+    """The last layer computes the wanted rows alone; what follows reads the others' keys and values all the same."""
+    model = compile_model(tiny_model(n_inner=inner, n_embd=64), width, threads=2)
+    a, b = prompt(model.config.vocabulary, 40, 1), prompt(model.config.vocabulary, 30, 2)
+    together = rows_of([Part(a, 0, 24, 0), Part(b, 0, 1, 48), Part(b, 0, 1, 96)])
+    logits, kept = [], []
+    for wanted in (list(range(26)), [25, 3, 24], [23], []):
+        kv = spoilt_kv(model, 128)
+        logits.append(model.forward(Rows(together.token_ids, together.spans, wanted), kv).clone())
+        kept.append(kv)
+    assert same_bits(logits[1], logits[0][[25, 3, 24]])
+    assert same_bits(logits[2], logits[0][[23]])
+    assert all(same_bits(kv, kept[0]) for kv in kept)

@@ -1,4 +1,4 @@
-"""This project's engine, asked as the server asks it: streams from the engine's thread."""
+"""This project's engine, asked as the server asks it for a whole answer: streams from the engine's thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ours:
         return self._loop.run_until_complete(self._generate(prompts, new_tokens))
 
     async def _generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-        params = SamplingParams(max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+        params = SamplingParams(max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True, in_lots=True)
         submitted = self._backend.submit([(prompt_ids, params) for prompt_ids in prompts])
         return await asyncio.gather(*(_ids(stream) for (stream,) in submitted))
 

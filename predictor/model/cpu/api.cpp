@@ -90,6 +90,7 @@ void lay_out(Model& model, Workspace& work, Arena& arena) {
     work.own_bytes = model.kernels->own_bytes(shape);
     work.own = arena.take<uint8_t>(model.pool->threads() * work.own_bytes);
     work.units = arena.take<Unit>(rows * shape.heads);
+    work.last_units = arena.take<Unit>(rows * shape.heads);
     work.claimed = arena.take<std::atomic<int32_t>>(shape.layers);
 }
 
@@ -233,7 +234,7 @@ float* gpt2_norm(Model* model, int32_t number, int32_t bias) {
 
 // 0, or 1 where there was no memory for the step's buffers.
 int32_t gpt2_step(Model* model, void* keys_values, const Step* step) {
-    if (!reserve(*model, step->rows)) return 1;
+    if (!reserve(*model, std::max(step->rows, step->wanted))) return 1;
     model->kernels->step(*model, (uint8_t*)keys_values, *step);
     return 0;
 }

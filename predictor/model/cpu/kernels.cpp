@@ -63,35 +63,49 @@ void normalize(const Norm& norm, const float* x, int width, float epsilon, float
         store(y + k, fma((load(x + k) - mean) * inverse, load(norm.weight + k), load(norm.bias + k)));
 }
 
+// What threads attend: rows of a span in groups, of one head each. In the last layer only the wanted rows, where there
+// are others (`narrows`).
+struct Plan {
+    int units, last_units;
+    bool narrows;
+};
+
 // One thread's walk through a step. NARROW: keys and values are bf16.
 template <bool NARROW>
 class Walk {
   public:
-    Walk(Model& model, uint8_t* keys_values, const Step& step, int units, int thread, int threads)
+    Walk(Model& model, uint8_t* keys_values, const Step& step, const Plan& plan, int thread, int threads)
         : model_(model), shape_(model.shape), width_(model.shape.number_width), work_(model.workspace), keys_values_(keys_values),
-          step_(step), units_(units), thread_(thread), threads_(threads), own_(model, thread) {}
+          step_(step), plan_(plan), thread_(thread), threads_(threads), own_(model, thread), rows_(step.rows) {}
 
     void run() {
         embed();
         for (int layer = 0; layer < shape_.layers; layer++) {
             const Layer& weights = model_.layers[layer];
             const int E = shape_.width, N = shape_.inner;
-            multiply(weights.qkv, normalized(weights.norm_attention), step_.rows,
+            multiply(weights.qkv, normalized(weights.norm_attention), rows_,
                      {work_.qkv, padded(3 * E), Activation::none, false, padded(3 * E)});
             barrier();
-            attend(layer, weights.attention_scale);
+            if (layer + 1 == shape_.layers && plan_.narrows) {
+                narrow(layer);
+                attend(layer, weights.attention_scale, work_.last_units, plan_.last_units);
+            } else {
+                remember_spans(layer);
+                attend(layer, weights.attention_scale, work_.units, plan_.units);
+            }
             barrier();
-            multiply(weights.project, encode(work_.normed, E), step_.rows,
+            multiply(weights.project, encode(work_.normed, E), rows_,
                      {work_.residual, E, Activation::none, true, E});
             barrier();
-            multiply(weights.expand, normalized(weights.norm_mlp), step_.rows,
+            multiply(weights.expand, normalized(weights.norm_mlp), rows_,
                      {work_.inner, padded(N), shape_.activation, false, padded(N)});
             barrier();
-            multiply(weights.contract, encode(work_.inner, N, padded(N)), step_.rows,
+            multiply(weights.contract, encode(work_.inner, N, padded(N)), rows_,
                      {work_.residual, E, Activation::none, true, E});
             barrier();
         }
-        multiply(model_.head, normalized(model_.norm_final, step_.wanted_rows, step_.wanted), step_.wanted,
+        const int32_t* wanted = plan_.narrows ? nullptr : step_.wanted_rows;
+        multiply(model_.head, normalized(model_.norm_final, wanted, step_.wanted), step_.wanted,
                  {step_.logits, step_.logits_stride, Activation::none, false, padded(shape_.vocabulary)});
     }
 
@@ -138,7 +152,7 @@ class Walk {
 
     // The residual's rows (those of `chosen`, where given), normalized and encoded.
     Encoded normalized(const Norm& norm, const int32_t* chosen = nullptr, int rows = -1) {
-        return each_row(rows < 0 ? step_.rows : rows, shape_.width, [&](int row, float* normed) {
+        return each_row(rows < 0 ? rows_ : rows, shape_.width, [&](int row, float* normed) {
             const float* x = work_.residual + (size_t)(chosen ? chosen[row] : row) * shape_.width;
             normalize(norm, x, shape_.width, shape_.epsilon, normed);
             return normed;
@@ -149,33 +163,52 @@ class Walk {
     Encoded encode(const float* x, int count, int stride = 0) {
         stride = stride ? stride : count;
         if (width_ == Width::float32) return {(const uint8_t*)x, (size_t)stride * 4, nullptr, nullptr};
-        return each_row(step_.rows, count, [&](int row, float*) { return x + (size_t)row * stride; });
+        return each_row(rows_, count, [&](int row, float*) { return x + (size_t)row * stride; });
     }
 
-    // Keys and values of the rows into memory, attended values into work.normed.
-    void attend(int layer, float scale) {
-        bool prefills = false;
+    // Keys and values of the rows into memory; those of lone rows too where they are not attended next.
+    void remember_spans(int layer, bool lone = false) {
+        bool any = false;
         for (int s = 0; s < step_.spans; s++) {
             const Span& span = step_.span[s];
-            if (span.rows == 1) continue;
-            prefills = true;
+            if (span.rows == 1 && !lone) continue;
+            any = true;
             for (int item = thread_; item < span.rows * shape_.heads; item += threads_)
                 remember(layer, span, item / shape_.heads, item % shape_.heads);
         }
-        if (prefills) barrier();
-        const int share = std::max(1, units_ / (threads_ * 8));
+        if (any) barrier();
+    }
+
+    // From here on only the wanted rows are computed, in the order they are wanted: of the others nothing but keys and
+    // values will be read.
+    void narrow(int layer) {
+        const int E = shape_.width;
+        const size_t bytes = E * sizeof(float);
+        for (int row = thread_; row < step_.wanted; row += threads_)
+            memcpy(work_.normed + (size_t)row * E, work_.residual + (size_t)step_.wanted_rows[row] * E, bytes);
+        remember_spans(layer, true);  // ends with a barrier
+        for (int row = thread_; row < step_.wanted; row += threads_)
+            memcpy(work_.residual + (size_t)row * E, work_.normed + (size_t)row * E, bytes);
+        barrier();  // what is attended goes to work.normed
+        rows_ = step_.wanted;
+    }
+
+    // Attended values into work.normed.
+    void attend(int layer, float scale, const Unit* units, int count) {
+        const int share = std::max(1, count / (threads_ * 8));
         for (;;) {
             const int first = work_.claimed[layer].fetch_add(share, std::memory_order_relaxed);
-            if (first >= units_) return;
-            const int last = std::min(first + share, units_);
+            if (first >= count) return;
+            const int last = std::min(first + share, count);
             // A lone row's key and value are read by nobody else in this step. All of them are written before the first
             // is read: a load of what was just stored in smaller pieces waits for the store.
-            for (int i = first; i < last; i++)
-                if (step_.span[work_.units[i].span].rows == 1)
-                    remember(layer, step_.span[work_.units[i].span], 0, work_.units[i].head);
+            if (units == work_.units)
+                for (int i = first; i < last; i++)
+                    if (step_.span[units[i].span].rows == 1)
+                        remember(layer, step_.span[units[i].span], 0, units[i].head);
             for (int i = first; i < last; i++) {
-                if (i + 1 < last) fetch(layer, work_.units[i + 1]);
-                attend(layer, scale, work_.units[i]);
+                if (i + 1 < last) fetch(layer, units[i + 1]);
+                attend(layer, scale, units[i]);
             }
         }
     }
@@ -209,7 +242,7 @@ class Walk {
             const int row = unit.first_row + done, position = span.first_position + row;
             const float* queries = qkv(span.first_row + row, 0, unit.head);
             float* attended =
-                work_.normed + (size_t)(span.first_row + row) * shape_.width + unit.head * shape_.head_width();
+                work_.normed + (size_t)(unit.to + done) * shape_.width + unit.head * shape_.head_width();
             if (unit.rows - done >= QUERIES) {
                 ::attend<QUERIES>(
                     head, queries, row_stride, scale, position, own_.attention, attended, shape_.width);
@@ -227,18 +260,29 @@ class Walk {
     Workspace& work_;
     uint8_t* const keys_values_;
     const Step& step_;
-    const int units_, thread_, threads_;
+    const Plan& plan_;
+    const int thread_, threads_;
     const Own own_;
+    int rows_;  // that are computed: all of the step's, or in its last layer those that are wanted
 };
 
-// What threads attend: a span's rows in groups, of one head each.
-int plan_units(const Model& model, const Step& step) {
-    int count = 0;
-    for (int s = 0; s < step.spans; s++)
+Plan plan_step(const Model& model, const Step& step) {
+    Plan plan{0, 0, step.wanted < step.rows};
+    for (int s = 0; s < step.spans; s++) {
+        const Span& span = step.span[s];
         for (int head = 0; head < model.shape.heads; head++)
-            for (int row = 0; row < step.span[s].rows; row += UNIT_ROWS)
-                model.workspace.units[count++] = {s, row, std::min(UNIT_ROWS, step.span[s].rows - row), head};
-    return count;
+            for (int row = 0; row < span.rows; row += UNIT_ROWS)
+                model.workspace.units[plan.units++] = {s, row, std::min(UNIT_ROWS, span.rows - row), head, span.first_row + row};
+    }
+    if (!plan.narrows) return plan;
+    for (int i = 0; i < step.wanted; i++) {
+        const int row = step.wanted_rows[i];
+        int s = 0;
+        while (row >= step.span[s].first_row + step.span[s].rows) s++;
+        for (int head = 0; head < model.shape.heads; head++)
+            model.workspace.last_units[plan.last_units++] = {s, row - step.span[s].first_row, 1, head, i};
+    }
+    return plan;
 }
 
 // `body(thread, threads)` on every thread of the model's pool.
@@ -248,13 +292,13 @@ void in_parallel(Model& model, Body body) {
 }
 
 void run_step(Model& model, uint8_t* keys_values, const Step& step) {
-    const int units = plan_units(model, step);
+    const Plan plan = plan_step(model, step);
     const bool narrow = model.shape.number_width != Width::float32;
     in_parallel(model, [&](int thread, int threads) {
         if (narrow)
-            Walk<true>(model, keys_values, step, units, thread, threads).run();
+            Walk<true>(model, keys_values, step, plan, thread, threads).run();
         else
-            Walk<false>(model, keys_values, step, units, thread, threads).run();
+            Walk<false>(model, keys_values, step, plan, thread, threads).run();
     });
 }
 

@@ -72,9 +72,9 @@ struct Step {
     int64_t logits_stride;       // at least the vocabulary rounded up to 32
 };
 
-// A part of the attention one thread does in one go: rows of a span, one head.
+// A part of the attention one thread does in one go: rows of a span, one head. What they attend goes to rows from `to` on.
 struct Unit {
-    int32_t span, first_row, rows, head;
+    int32_t span, first_row, rows, head, to;
 };
 
 // Buffers of a step, grown to the largest step seen.
@@ -89,7 +89,8 @@ struct Workspace {
     int32_t* sums;    // [rows]
     uint8_t* own;     // [threads][own_bytes]: see Own in kernels.cpp
     size_t own_bytes;
-    Unit* units;
+    Unit* units;       // [rows * heads] at most, as the next
+    Unit* last_units;  // of the last layer, where only the wanted rows are computed
     std::atomic<int32_t>* claimed;  // [layers], how many units of a layer's attention are taken
     void* memory;
     size_t bytes;
