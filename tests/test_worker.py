@@ -15,7 +15,7 @@ from predictor.engine.cache import SlotAllocator
 from predictor.engine.engine import Engine
 from predictor.engine.params import SamplingParams, Token
 from predictor.engine.scheduler import Batch, PromptCopy
-from predictor.engine.stream import TokenStream
+from predictor.engine.stream import Outbox, TokenStream
 from predictor.engine.worker import EngineWorker
 from predictor.errors import EngineFailed, NotReady, QueueFull
 
@@ -84,20 +84,17 @@ async def test_tokens_arrive_in_order(worker: EngineWorker) -> None:
     assert [token.finish_reason for token in tokens] == [None] * 5 + ["length"]
 
 
-async def test_lots_hold_the_same_tokens_and_come_whole(worker: EngineWorker, forward: Scripted) -> None:
-    ((one_by_one,),), ((in_lots,),) = (worker.submit([([1, 2], params(100, in_lots=lots))]) for lots in (False, True))
-    expected = await collect(one_by_one)
-    sizes, tokens = [], []
-    while not tokens or tokens[-1].finish_reason is None:
-        tokens.append(await in_lots.__anext__())
-        sizes.append(1)
-        while in_lots._arrived.qsize():
-            tokens.append(await in_lots.__anext__())
-            sizes[-1] += 1
-    assert tokens == expected
-    # A reader that comes late finds several lots at once, and never part of one.
-    assert all(size % 32 == 0 for size in sizes[:-1])
-    assert sum(sizes) == 100
+async def test_a_lot_leaves_when_it_is_full_or_the_last_token_has_come() -> None:
+    outbox, delivered = Outbox(), list[int]()
+    stream = TokenStream(lambda: None)
+    sink = outbox.sink(stream, in_lots=True)
+    for place in range(70):
+        sink(Token(place, finish_reason="length" if place == 69 else None))
+        outbox.flush()
+        await asyncio.sleep(0)
+        delivered.append(stream._arrived.qsize())
+    assert delivered == [0] * 31 + [32] * 32 + [64] * 6 + [70]
+    assert [token.id for token in await collect(stream)] == list(range(70))
 
 
 async def test_a_lot_that_is_not_full_leaves_with_an_error(worker: EngineWorker, forward: Scripted) -> None:

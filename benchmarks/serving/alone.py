@@ -34,7 +34,7 @@ PACKAGES = ("gpt2-predictor", "torch", "transformers", "kserve", "fastapi", "uvi
 
 
 class Alone:
-    """Our engine, in two ways: as the server asks it (its thread and token streams), and step by step."""
+    """Our engine, in two ways: by its thread and token streams, each token as it comes, and step by step."""
 
     def __init__(self, settings: Settings) -> None:
         options = BackendOptions.from_settings(settings)

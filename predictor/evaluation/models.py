@@ -31,7 +31,7 @@ def open_candidate(folder: Path, dtype: Width, device: torch.device, progress: P
     config = parse_config(read_config(folder))
     kv_bytes = config.context * config.kv_bytes_per_token(4)
     model = load_model(folder, dtype, device, threads=default_threads(), kv_bytes=kv_bytes, progress=progress)
-    return RowsModel(model, config.context, device)
+    return RowsModel(model, config.context)
 
 
 def open_reference(name: ReferenceName, folder: Path, device: torch.device, progress: Progress) -> WindowModel:
@@ -41,7 +41,7 @@ def open_reference(name: ReferenceName, folder: Path, device: torch.device, prog
     config = parse_config(read_config(folder))
     kv_bytes = config.context * config.kv_bytes_per_token(4)
     model = load_gpt2(folder, torch.float32, device, kv_bytes=kv_bytes, progress=progress)
-    return RowsModel(model, config.context, device)
+    return RowsModel(model, config.context)
 
 
 class Forward(Protocol):
@@ -56,8 +56,8 @@ class Forward(Protocol):
 class RowsModel:
     """Our forward pass, as the engine calls it: a window is the prompt of one sequence, prefilled in chunks."""
 
-    def __init__(self, model: Forward, context: int, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: Forward, context: int) -> None:
+        self._model = model
         self._kv = model.new_kv(context + -context % model.slot_multiple)
 
     def logits(self, ids: list[int], rows: int) -> Iterator[Tensor]:

@@ -153,10 +153,19 @@ class CPUGPT2:
         logits = self._logits[:W]
         slots = len(kv) * BLOCKS_PER_GROUP * TOKENS_PER_BLOCK
         flat: list[int] = []
+        R = 0
         for span in rows.spans:
-            flat += (span.first_row, span.rows, span.first_slot // TOKENS_PER_BLOCK, span.context - span.rows)
-            _check("position", span.context - 1, self.config.context)
-            _check("slot", span.first_slot + span.context - 1, slots)
+            first = span.context - span.rows
+            flat += (R, span.rows, span.first_slot // TOKENS_PER_BLOCK, first)
+            R += span.rows
+            for name, low, high, end in (
+                ("position", first, span.context - 1, self.config.context),
+                ("slot", span.first_slot, span.first_slot + span.context - 1, slots),
+            ):
+                _check(name, low, end)
+                _check(name, high, end)
+        if len(rows.token_ids) != R:
+            raise IndexError(f"{len(rows.token_ids)} tokens for spans of {R} rows")
         for name, numbers, end in (("token", rows.token_ids, V), ("row", rows.wanted, len(rows.token_ids))):
             if numbers:
                 _check(name, min(numbers), end)

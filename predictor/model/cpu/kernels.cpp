@@ -121,8 +121,9 @@ class Walk {
     void embed() {
         const int E = shape_.width;
         for (int s = 0; s < step_.spans; s++)
-            for (int i = thread_; i < step_.span[s].rows; i += threads_) {
+            for (int i = 0; i < step_.span[s].rows; i++) {
                 const int row = step_.span[s].first_row + i;
+                if (row % threads_ != thread_) continue;
                 float* x = work_.residual + (size_t)row * E;
                 const float* position = model_.positions + (size_t)(step_.span[s].first_position + i) * E;
                 read_output(width_, model_.tokens, step_.token_ids[row], x);
@@ -275,9 +276,9 @@ Plan plan_step(const Model& model, const Step& step) {
                 model.workspace.units[plan.units++] = {s, row, std::min(UNIT_ROWS, span.rows - row), head, span.first_row + row};
     }
     if (!plan.narrows) return plan;
-    for (int i = 0; i < step.wanted; i++) {
+    for (int i = 0, s = 0; i < step.wanted; i++) {
         const int row = step.wanted_rows[i];
-        int s = 0;
+        if (row < step.span[s].first_row) s = 0;
         while (row >= step.span[s].first_row + step.span[s].rows) s++;
         for (int head = 0; head < model.shape.heads; head++)
             model.workspace.last_units[plan.last_units++] = {s, row - step.span[s].first_row, 1, head, i};
