@@ -105,6 +105,7 @@ def results(contest: Contest, shape_name: str) -> dict[str, Any]:
         "new_tokens": contest.new_tokens,
         "rounds": contest.rounds,
         "read_bytes_per_s": max(contest.reads_bytes_per_s),
+        "each_read_bytes_per_s": contest.reads_bytes_per_s,
         "batch_1_bound_tokens_per_s": bounds,
         "tokens_compared": ORACLE_TOKENS,
         "contestants": {

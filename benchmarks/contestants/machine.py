@@ -17,9 +17,12 @@ def physical_cores() -> int:
 
 
 def describe() -> dict[str, object]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    # A hypervisor may hide the model's name; its family and number tell generations apart.
+    lines = (line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    said = {name.strip(): value.strip() for name, value in lines}
     return {
-        "cpu": names[0].split(":")[1].strip() if names else platform.machine(),
+        "cpu": said.get("model name", platform.machine()),
+        "cpu_family_and_model": f"{said.get('cpu family', '?')}, {said.get('model', '?')}",
         "cores": physical_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.system(),
