@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from transformers import GPT2LMHeadModel
 from predictor.checkpoints import load
 from predictor.checkpoints.load import free_bytes, load_gpt2, read_config, weight_bytes
 from predictor.checkpoints.source import resolve
-from predictor.checkpoints.tensors import TensorFiles
+from predictor.checkpoints.tensors import TensorFiles, _ReadAhead
 from predictor.errors import CheckpointError, LoadCancelled, NotEnoughMemory
 from predictor.model.config import parse_config
 from predictor.model.gpt2 import GPT2, Rows, Span
-from tests.conftest import tiny_model
+from tests.conftest import left_out, tiny_model
 
 CPU = torch.device("cpu")
 IDS = [5, 0, 17, 200, 5, 5, 99, 276, 31, 42]
@@ -685,3 +686,33 @@ def test_the_page_cache_of_a_container_is_free_memory(tmp_path: Path, files: dic
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert _container_free_bytes(tmp_path) == free
+
+
+def test_files_are_read_ahead_of_what_is_fetched_and_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform != "linux":
+        left_out("only Linux is told what will be read")
+    tiny_model().save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, advice: asked.append(start))
+    monkeypatch.setattr(_ReadAhead, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_ReadAhead, "_MOST_BYTES", 40960)
+
+    def wait_for(count: int) -> None:
+        began = time.monotonic()
+        while len(asked) < count:
+            assert time.monotonic() - began < 10, f"{len(asked)} of {count} chunks"
+            time.sleep(0.005)
+
+    with TensorFiles(tmp_path) as files:
+        wait_for(11)
+        time.sleep(0.05)
+        assert asked == list(range(0, 45056, 4096)), "further than it may"
+        files._ahead.fetched_bytes = size
+        wait_for(-(-size // 4096))
+        assert asked == list(range(0, size, 4096))
+    with TensorFiles(tmp_path):
+        pass
+    assert not any(thread.name == "read-ahead" for thread in threading.enumerate())

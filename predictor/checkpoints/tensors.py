@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
+import os
 import pickle
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,12 +98,14 @@ class TensorFiles:
             for name in file.names():
                 self._owner[name] = file
         self._last: Tensor | None = None
+        self._ahead = _ReadAhead(list(_weight_files(folder)))
 
     def __enter__(self) -> TensorFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._last = None
+        self._ahead.end()
         self._stack.close()
         trim_heap()
 
@@ -123,6 +128,7 @@ class TensorFiles:
             raise CheckpointError(f"{prefix + name} has shape {tuple(tensor.shape)}, and config.json makes it {shape}")
         if not tensor.is_floating_point():
             raise CheckpointError(f"{prefix + name} holds {tensor.dtype} and must hold floating-point numbers")
+        self._ahead.fetched_bytes += tensor.nbytes
         if file.mapped:
             _advise(tensor, _MADV_POPULATE_READ)
             self._last = tensor
@@ -135,6 +141,46 @@ class TensorFiles:
             self._last = None
         else:
             trim_heap()
+
+
+class _ReadAhead:
+    """Lets Linux read the files from the disk while tensors are packed, some way ahead of them, in the files' order."""
+
+    _MOST_BYTES = 512 * 2**20  # ahead of what was fetched: a file may be larger than the memory
+    _CHUNK_BYTES = (
+        128 * 2**10
+    )  # of one call; the system may leave out what is beyond its own read-ahead, mostly this much
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.fetched_bytes = 0
+        self._paths, self._ended = paths, threading.Event()
+        self._thread: threading.Thread | None = None
+        if sys.platform == "linux":
+            self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        # A file that cannot be read is its reader's to report.
+        with contextlib.suppress(OSError):
+            self._ask()
+
+    def _ask(self) -> None:
+        asked_bytes = 0
+        for path in self._paths:
+            with open(path, "rb") as file:
+                for start in range(0, path.stat().st_size, self._CHUNK_BYTES):
+                    while asked_bytes > self.fetched_bytes + self._MOST_BYTES:
+                        if self._ended.wait(0.005):
+                            return
+                    if self._ended.is_set():
+                        return
+                    os.posix_fadvise(file.fileno(), start, self._CHUNK_BYTES, os.POSIX_FADV_WILLNEED)
+                    asked_bytes += self._CHUNK_BYTES
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
