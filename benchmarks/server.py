@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -311,26 +312,20 @@ def main(
 
         try:
             bench.warm_up()
-            with tqdm(total=rounds * len(counts) * len(SYSTEMS), desc="clients", unit=" runs") as bar:
-                for number in range(rounds):
-                    for count in counts:
-                        for system in SYSTEMS:
-                            bar.set_postfix_str(f"{system}, {count}")
-                            bench.clients(number, system, count, requests)
-                            bar.update()
+            with tqdm(list(product(range(rounds), counts, SYSTEMS)), desc="clients", unit=" runs") as bar:
+                for number, count, system in bar:
+                    bar.set_postfix_str(f"{system}, {count}")
+                    bench.clients(number, system, count, requests)
             write()  # a run that is cut short leaves what it measured
             most = Load("clients", counts[-1])
             done = [s.tokens_per_s for s in bench.samples if s.load == most and s.system == "server"]
             mean = FIRST_TOKEN_SHARE + (1 - FIRST_TOKEN_SHARE) * mix.mean_new_tokens
             wanted = rates(poisson, lambda: statistics.median(done) / mean)
             asked: tuple[System, System] = ("server", "streams")
-            with tqdm(total=rounds * len(wanted) * len(asked), desc="arrivals", unit=" runs") as bar:
-                for number in range(rounds):
-                    for rate in wanted:
-                        for system in asked:
-                            bar.set_postfix_str(f"{system}, {rate:g}/s")
-                            bench.arrivals(number, system, rate, poisson_s)
-                            bar.update()
+            with tqdm(list(product(range(rounds), wanted, asked)), desc="arrivals", unit=" runs") as bar:
+                for number, rate, system in bar:
+                    bar.set_postfix_str(f"{system}, {rate:g}/s")
+                    bench.arrivals(number, system, rate, poisson_s)
             facts |= bench.probed(counts[-1], rounds) | memory(server, model)
         except (Refused, WorkerError) as error:
             raise SystemExit(str(error)) from error

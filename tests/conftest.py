@@ -11,12 +11,25 @@ import httpx
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from predictor.backends.base import Backend, BackendOptions, open_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# Lines of the plays, kept here so that tests need no data set.
+LINES = """First Citizen:
+Before we proceed any further, hear me speak.
+
+All:
+Speak, speak.
+
+KING RICHARD III:
+A horse! a horse! my kingdom for a horse!
+"""
 
 _LEFT_OUT: list[str] = []
 
@@ -135,3 +148,14 @@ async def client(kserve_app: object) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=kserve_app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
+
+
+def transformers_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What transformers would draw from one row of logits [1, V]: [V]."""
+    ids = torch.zeros((1, 1), dtype=torch.int64)
+    scores = TemperatureLogitsWarper(temperature)(ids, logits.clone())
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(ids, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(ids, scores)
+    return scores.softmax(-1)[0]

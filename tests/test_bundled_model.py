@@ -7,20 +7,9 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import ROOT
+from tests.conftest import LINES, ROOT
 
 BARD = ROOT / "models" / "bard"
-
-# Lines of the plays, kept here so that the test needs no data set.
-LINES = """First Citizen:
-Before we proceed any further, hear me speak.
-
-All:
-Speak, speak.
-
-KING RICHARD III:
-A horse! a horse! my kingdom for a horse!
-"""
 
 
 def test_it_is_small_and_has_its_papers() -> None:

@@ -36,7 +36,7 @@ from tests.compiled import (
     run,
     same_bits,
 )
-from tests.conftest import ROOT, SHARED, left_out, open_quietly, tiny_model
+from tests.conftest import LINES, ROOT, SHARED, left_out, open_quietly, tiny_model
 
 __all__ = ["compiled"]
 
@@ -246,16 +246,7 @@ def test_numbers_that_a_width_holds_are_computed_exactly(width: str, inputs: int
             assert error <= 1e-6, f"{instruction_set}, {rows} rows: {error:.1e}"
 
 
-# Lines of the plays, kept here so that the test needs no data set.
-LINES = """First Citizen:
-Before we proceed any further, hear me speak.
-
-All:
-Speak, speak.
-
-KING RICHARD III:
-A horse! a horse! my kingdom for a horse!
-
+MORE_LINES = f"""{LINES}
 CATESBY:
 Withdraw, my lord; I'll help you to a horse.
 
@@ -314,7 +305,7 @@ LIMITS = {"float32": (1e-6, 1e-11, 1.0), "bfloat16": (0.001, 3e-5, 0.99), "int8"
 def test_the_bundled_model_keeps_its_predictions(bard: GPT2, instruction_set: str, width: str) -> None:
     with TensorFiles(BARD) as files:
         model = CPUGPT2(bard.config, files.fetch, width, 1, instruction_set)
-    found = nearness(model, bard, bard_windows(LINES, 4))
+    found = nearness(model, bard, bard_windows(MORE_LINES, 4))
     most_lost, most_kl, least_top1 = LIMITS[width]
     assert found.perplexity_loss <= most_lost
     assert found.kl <= most_kl

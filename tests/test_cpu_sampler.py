@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from predictor.engine.params import SamplingParams
 from predictor.engine.philox import uniform
@@ -21,6 +20,7 @@ from predictor.engine.sampler import choose_with_torch
 from predictor.model.config import GPT2Config
 from predictor.model.cpu.gpt2 import CPUGPT2
 from tests.compiled import INSTRUCTION_SETS, compiled, each_instruction_set
+from tests.conftest import transformers_distribution
 
 __all__ = ["compiled"]
 
@@ -250,13 +250,7 @@ def test_draws_follow_transformers_distribution(
     logits = random_logits(1, vocabulary)
     rows = [Row(params(temperature=temperature, top_k=top_k, top_p=top_p), seed=seed) for seed in range(draws)]
     drawn = torch.bincount(torch.tensor(choose(logits.repeat(draws, 1), rows, instruction_set)), minlength=vocabulary)
-    ids = torch.zeros((1, 1), dtype=torch.int64)
-    scores = TemperatureLogitsWarper(temperature)(ids, logits.clone())
-    if top_k:
-        scores = TopKLogitsWarper(top_k)(ids, scores)
-    if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(ids, scores)
-    expected = scores.softmax(-1)[0] * draws
+    expected = transformers_distribution(logits, temperature, top_k, top_p) * draws
     assert not drawn[expected == 0].any(), "a token outside top-k or top-p was drawn"
     likely = expected > 5
     error = (drawn - expected)[likely] / expected[likely].sqrt()

@@ -11,13 +11,11 @@ from torch import Tensor
 from transformers.generation.logits_process import (
     MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from predictor.engine.params import SamplingParams
 from predictor.engine.sampler import edit_logits, sample
+from tests.conftest import transformers_distribution
 
 V = 97
 
@@ -45,16 +43,6 @@ def counts(logits: Tensor, chosen: SamplingParams, draws: int = 4000) -> Tensor:
     return torch.bincount(torch.tensor(tokens), minlength=V)
 
 
-def expected(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    ids = torch.zeros((1, 1), dtype=torch.int64)
-    scores = TemperatureLogitsWarper(temperature)(ids, logits.clone())
-    if top_k:
-        scores = TopKLogitsWarper(top_k)(ids, scores)
-    if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(ids, scores)
-    return scores.softmax(-1)[0]
-
-
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [
@@ -71,7 +59,7 @@ def expected(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Te
 def test_draws_follow_transformers_distribution(temperature: float, top_k: int, top_p: float) -> None:
     logits = random_logits()
     drawn = counts(logits, params(temperature=temperature, top_k=top_k, top_p=top_p))
-    probability = expected(logits, temperature, top_k, top_p)
+    probability = transformers_distribution(logits, temperature, top_k, top_p)
     assert not drawn[probability == 0].any(), "a token outside top-k or top-p was drawn"
     likely = probability * drawn.sum() > 5
     error = (drawn - probability * drawn.sum())[likely] / (probability * drawn.sum())[likely].sqrt()

@@ -93,12 +93,13 @@ class TensorFiles:
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
         self._owner: dict[str, _File] = {}
-        for path in _weight_files(folder):
+        paths = list(_weight_files(folder))
+        for path in paths:
             file = _Safetensors(path, self._stack) if path.suffix == ".safetensors" else _Pickle(path)
             for name in file.names():
                 self._owner[name] = file
         self._last: Tensor | None = None
-        self._ahead = _ReadAhead(list(_weight_files(folder)))
+        self._ahead = _ReadAhead(paths)
 
     def __enter__(self) -> TensorFiles:
         return self
@@ -147,9 +148,7 @@ class _ReadAhead:
     """Lets Linux read the files from the disk while tensors are packed, some way ahead of them, in the files' order."""
 
     _MOST_BYTES = 512 * 2**20  # ahead of what was fetched: a file may be larger than the memory
-    _CHUNK_BYTES = (
-        128 * 2**10
-    )  # of one call; the system may leave out what is beyond its own read-ahead, mostly this much
+    _CHUNK_BYTES = 128 * 2**10  # of one call: Linux leaves out what is beyond its own read-ahead, mostly this much
 
     def __init__(self, paths: list[Path]) -> None:
         self.fetched_bytes = 0

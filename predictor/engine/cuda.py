@@ -25,10 +25,11 @@ from predictor.model.gpt2 import GPT2, on_device
 class CUDAForward(GPT2Forward):
     """Our model with its kernels and graphs."""
 
+    _model: GPT2
+
     def __init__(self, model: GPT2, slots: int, max_running: int) -> None:
         super().__init__(model, slots, spare_slots=1)
         assert model.kernels is not None
-        self._gpt2 = model
         self.steps = DecodeSteps(model, model.kernels, self._kv, most_rows=max_running, scratch_slot=slots)
         self.rows: dict[Sequence, int] = {}  # which row of the last step drew each sequence's token
 
@@ -37,12 +38,12 @@ class CUDAForward(GPT2Forward):
         return self.rows[sequence] if token_id == PENDING else None
 
     def logits(self, batch: Batch) -> Tensor:
-        rows, device = rows_of(batch), self._gpt2.device
+        rows, device = rows_of(batch), self._model.device
         sources = [self.source(work.sequence, token) for work in batch.work for token in work.token_ids]
         token_ids = self.steps.token_ids(
             on_device(rows.token_ids, device), on_device([-1 if row is None else row for row in sources], device)
         )
-        return self._gpt2.forward(rows, self._kv, token_ids)
+        return self._model.forward(rows, self._kv, token_ids)
 
 
 class CUDARunner:

@@ -59,9 +59,7 @@ class SamplingParams:
         )
 
 
-# Made for every token of every sequence: named tuples are made in a third of a frozen dataclass's time.
-
-
+# Two for every token of every sequence: a named tuple is made in a third of a frozen dataclass's time.
 class Token(NamedTuple):
     """One token of one sequence, as it leaves the engine."""
 

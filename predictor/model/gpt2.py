@@ -33,6 +33,11 @@ class Span(NamedTuple):
     first_slot: int
     context: int  # tokens its last row may look at, itself included
 
+    @property
+    def positions(self) -> range:
+        """Of its rows, in the sequence."""
+        return range(self.context - self.rows, self.context)
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -154,10 +159,7 @@ class GPT2:
         W = len(rows.wanted)
         if token_ids is None:
             token_ids = on_device(rows.token_ids, self.device)
-        firsts = [span.context - span.rows for span in rows.spans]
-        positions = on_device(
-            [p for first, span in zip(firsts, rows.spans, strict=True) for p in range(first, span.context)], self.device
-        )
+        positions = on_device([position for span in rows.spans for position in span.positions], self.device)
         y = self._last_norm(token_ids, positions, _SpanAttention(self, rows, positions, kv))
         if W == 0:
             return torch.empty((0, self.config.vocabulary), dtype=torch.float32, device=self.device)

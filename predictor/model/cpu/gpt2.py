@@ -155,15 +155,13 @@ class CPUGPT2:
         flat: list[int] = []
         R = 0
         for span in rows.spans:
-            first = span.context - span.rows
+            first = span.positions.start
             flat += (R, span.rows, span.first_slot // TOKENS_PER_BLOCK, first)
             R += span.rows
-            for name, low, high, end in (
-                ("position", first, span.context - 1, self.config.context),
-                ("slot", span.first_slot, span.first_slot + span.context - 1, slots),
-            ):
-                _check(name, low, end)
-                _check(name, high, end)
+            _check("position", first, self.config.context)
+            _check("position", span.context - 1, self.config.context)
+            _check("slot", span.first_slot, slots)
+            _check("slot", span.first_slot + span.context - 1, slots)
         if len(rows.token_ids) != R:
             raise IndexError(f"{len(rows.token_ids)} tokens for spans of {R} rows")
         for name, numbers, end in (("token", rows.token_ids, V), ("row", rows.wanted, len(rows.token_ids))):
