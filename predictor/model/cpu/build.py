@@ -66,9 +66,10 @@ def build(compiler: str) -> Path:
             f"{folder}/{name}.o" for name in ("api", "pool", *(f"kernels_{each}" for each in instruction_sets()))
         ]
         _run([compiler, "-shared", "-pthread", *objects, "-o", str(linked)])
-        for stale in target.parent.glob("gpt2-*.so"):
-            stale.unlink()
         linked.replace(target)
+        for other in target.parent.glob("gpt2-*.so"):
+            if other != target:  # nobody's any more; another build may be removing it too
+                other.unlink(missing_ok=True)
     return target
 
 
