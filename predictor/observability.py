@@ -6,12 +6,22 @@ import json
 import logging
 import logging.config
 import time
-from collections.abc import Callable
 from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
-_LABELS = ["model_name"]
+# The Knative revision (settings.py) tells a canary from the stable version.
+_LABELS = ["model_name", "revision"]
+
+
+def _bounds(first_s: float, count: int) -> list[float]:
+    """Bounds of a histogram, a factor of 1.41 apart.
+
+    A rollout counts a version's answers past a bound near the other's 95th percentile: with wider steps "twice as
+    slow" would look like "as fast".
+    """
+    return [float(f"{first_s * 2 ** (k / 2):.3g}") for k in range(count)]
+
 
 REQUESTS_RUNNING = Gauge("predictor_requests_running", "requests of which a sequence is being generated", _LABELS)
 REQUESTS_WAITING = Gauge("predictor_requests_waiting", "requests of which nothing has started", _LABELS)
@@ -25,6 +35,8 @@ MODEL = Gauge(
     [*_LABELS, "backend", "dtype", "device"],
 )
 REQUESTS = Counter("predictor_requests", "answered :predict requests", [*_LABELS, "code"])
+# Series that exist before the first such answer, so that a rate sees it.
+CODES = (200, 400, 429, 499, 500, 503, 504)
 PROMPT_TOKENS = Counter("predictor_prompt_tokens", "tokens of prompts answered", _LABELS)
 COMPLETION_TOKENS = Counter("predictor_completion_tokens", "tokens generated in answers", _LABELS)
 REQUEST_SECONDS = Histogram(
@@ -33,12 +45,18 @@ REQUEST_SECONDS = Histogram(
     _LABELS,
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
 )
-
-
-def watch_load(model_name: str, running: Callable[[], float], waiting: Callable[[], float]) -> None:
-    """Let the gauges ask for their values when they are scraped."""
-    REQUESTS_RUNNING.labels(model_name).set_function(running)
-    REQUESTS_WAITING.labels(model_name).set_function(waiting)
+TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
+    "predictor_time_to_first_token_seconds",
+    "time from a sequence's submission to the engine to its first token, of finished sequences",
+    _LABELS,
+    buckets=_bounds(0.001, 34),  # to 93 s
+)
+INTER_TOKEN_SECONDS = Histogram(
+    "predictor_inter_token_seconds",
+    "mean time between a sequence's tokens, of finished sequences of two tokens or more",
+    _LABELS,
+    buckets=_bounds(0.0001, 30),  # to 2.3 s
+)
 
 
 class JsonFormatter(logging.Formatter):

@@ -101,6 +101,11 @@ def load_settings(flags: dict[str, Any]) -> Settings:
         raise ConfigurationError(f"{source} {message}, got {first['input']!r}") from error
 
 
+def knative_revision() -> str:
+    """The revision this process belongs to, as Knative tells every container; empty elsewhere."""
+    return os.environ.get("K_REVISION", "")
+
+
 def flag(name: str) -> str:
     """The command line's spelling of a setting."""
     return "--" + name.replace("_", "-")

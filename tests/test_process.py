@@ -39,7 +39,8 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("bard") / "log", "--model", f"aitextgen={BARD}") as server:
+    log = tmp_path_factory.mktemp("bard") / "log"
+    with serving(log, "--model", f"aitextgen={BARD}", K_REVISION="aitextgen-predictor-00007") as server:
         server.wait_until_ready("aitextgen")
         yield server
 
@@ -85,6 +86,12 @@ def test_details_and_metrics_tell_the_width_in_use(bard: ServerProcess) -> None:
     (line,) = [line for line in bard.get("/metrics").text.splitlines() if line.startswith("predictor_model_info{")]
     for label in ('model_name="aitextgen"', 'backend="engine"', 'dtype="float32"', 'device="cpu"'):
         assert label in line
+
+
+def test_every_metric_of_ours_names_the_revision_that_knative_gives(bard: ServerProcess) -> None:
+    lines = [line for line in bard.get("/metrics").text.splitlines() if line.startswith("predictor_")]
+    assert lines
+    assert [line for line in lines if 'revision="aitextgen-predictor-00007"' not in line] == []
 
 
 def test_a_client_that_leaves_frees_its_sequences(bard: ServerProcess) -> None:

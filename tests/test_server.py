@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from predictor.errors import DeadlineExceeded, EngineFailed, QueueFull
+from predictor.observability import CODES
 
 PREDICT = "/v1/models/tiny:predict"
 
@@ -268,10 +270,36 @@ async def test_a_deadline_of_the_request_is_504_and_frees(client: httpx.AsyncCli
 async def test_metrics_count_and_hold_no_text(client: httpx.AsyncClient) -> None:
     await predict(client, "xyzzy secret prompt", max_new_tokens=3)
     text = (await client.get("/metrics")).text
-    assert 'predictor_requests_running{model_name="tiny"} 0.0' in text
-    assert 'predictor_requests_waiting{model_name="tiny"} 0.0' in text
-    assert 'predictor_requests_total{code="200",model_name="tiny"}' in text
+    assert 'predictor_requests_running{model_name="tiny",revision=""} 0.0' in text
+    assert 'predictor_requests_waiting{model_name="tiny",revision=""} 0.0' in text
+    assert 'predictor_requests_total{code="200",model_name="tiny",revision=""}' in text
     assert "xyzzy" not in text
+
+
+def sample(text: str, series: str) -> float:
+    """The value of one series of a page of metrics."""
+    (line,) = [line for line in text.splitlines() if line.startswith(series + " ")]
+    return float(line.rsplit(" ", 1)[1])
+
+
+async def test_the_metrics_of_a_rollout_are_there(client: httpx.AsyncClient) -> None:
+    first = 'predictor_time_to_first_token_seconds_%s{model_name="tiny",revision=""}'
+    between = 'predictor_inter_token_seconds_%s{model_name="tiny",revision=""}'
+    before = (await client.get("/metrics")).text
+    began = time.perf_counter()
+    await predict(client, "a", "b", "c", max_new_tokens=40, ignore_eos=True)
+    await predict(client, "a", max_new_tokens=1)  # no second token: nothing between
+    took = time.perf_counter() - began
+    after = (await client.get("/metrics")).text
+
+    def grew(series: str) -> float:
+        return sample(after, series) - sample(before, series)
+
+    assert (grew(first % "count"), grew(between % "count")) == (4, 3)
+    assert 0 < grew(between % "sum") < took
+    assert 0 < grew(first % "sum") < 4 * took
+    for code in CODES:  # a rate needs the zero before the first
+        assert f'predictor_requests_total{{code="{code}",model_name="tiny",revision=""}}' in before
 
 
 async def test_prompts_are_never_logged(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

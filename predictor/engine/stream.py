@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from predictor.engine.params import Token
@@ -11,11 +12,40 @@ from predictor.engine.params import Token
 _LOT = 32
 
 
+class Timing:
+    """When a sequence was submitted and its tokens were drawn; written by the engine's thread."""
+
+    __slots__ = ("_first_s", "_last_s", "_submitted_s", "_tokens")
+
+    def __init__(self) -> None:
+        self._submitted_s = time.perf_counter()
+        self._first_s = self._last_s = 0.0
+        self._tokens = 0
+
+    def note_token(self) -> None:
+        """One more has been drawn."""
+        self._last_s = time.perf_counter()
+        if not self._tokens:
+            self._first_s = self._last_s
+        self._tokens += 1
+
+    @property
+    def to_first_token_s(self) -> float | None:
+        """Seconds from the submission to the first token, the wait for a seat included."""
+        return self._first_s - self._submitted_s if self._tokens else None
+
+    @property
+    def between_tokens_s(self) -> float | None:
+        """Mean seconds from one token to the next."""
+        return (self._last_s - self._first_s) / (self._tokens - 1) if self._tokens > 1 else None
+
+
 class TokenStream(AsyncIterator[Token]):
     """The tokens of one sequence. `aclose` frees it within one step, finished or not; it may be called twice."""
 
     def __init__(self, on_close: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
+        self.timing = Timing()
         self._arrived: asyncio.Queue[Token | Exception] = asyncio.Queue()
         self._on_close = on_close
         self._ended = False
@@ -61,7 +91,12 @@ class Outbox:
 
         def sink(item: Token | Exception) -> None:
             held.append((stream, item))
-            if len(held) == lot or isinstance(item, Exception) or item.finish_reason is not None:
+            if isinstance(item, Exception):
+                ended = True
+            else:
+                ended = item.finish_reason is not None
+                stream.timing.note_token()
+            if ended or len(held) == lot:
                 self._items.setdefault(stream.loop, []).extend(held)
                 held.clear()
 

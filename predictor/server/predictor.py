@@ -13,19 +13,24 @@ import kserve
 from predictor.backends.base import Backend, BackendOptions, open_backend
 from predictor.errors import LoadCancelled, NotReady
 from predictor.observability import (
+    CODES,
     COMPLETION_TOKENS,
     GUESSED_TOKENS,
     HELD_TOKENS,
+    INTER_TOKEN_SECONDS,
     KV_TOKENS,
     KV_TOKENS_USED,
     MODEL,
     PROMPT_TOKENS,
-    watch_load,
+    REQUESTS,
+    REQUESTS_RUNNING,
+    REQUESTS_WAITING,
+    TIME_TO_FIRST_TOKEN_SECONDS,
 )
 from predictor.protocols import v1
 from predictor.server.body import unless
 from predictor.server.progress import LogProgress
-from predictor.settings import Settings
+from predictor.settings import Settings, knative_revision
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import Completion
 
@@ -46,6 +51,9 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.model_name)
         self.settings = settings
+        self.labels = (self.name, knative_revision())  # of its metrics
+        for code in CODES:
+            REQUESTS.labels(*self.labels, code)
         # KServe registers, at start, only what says it is ready; our honest answer is `healthy` (KSERVE.md, 6).
         self.ready = True
         self.engine = True
@@ -106,12 +114,14 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         return True
 
     def _watch(self, backend: Backend) -> None:
-        watch_load(self.name, lambda: backend.load.running_requests, lambda: backend.load.waiting_requests)
-        KV_TOKENS.labels(self.name).set_function(lambda: backend.load.slots)
-        KV_TOKENS_USED.labels(self.name).set_function(lambda: backend.load.used_slots)
-        GUESSED_TOKENS.labels(self.name).set_function(lambda: backend.load.guessed_tokens)
-        HELD_TOKENS.labels(self.name).set_function(lambda: backend.load.held_tokens)
-        MODEL.labels(self.name, self.settings.backend, backend.dtype, backend.device).set(1)
+        """Let the gauges ask for their values when they are scraped."""
+        REQUESTS_RUNNING.labels(*self.labels).set_function(lambda: backend.load.running_requests)
+        REQUESTS_WAITING.labels(*self.labels).set_function(lambda: backend.load.waiting_requests)
+        KV_TOKENS.labels(*self.labels).set_function(lambda: backend.load.slots)
+        KV_TOKENS_USED.labels(*self.labels).set_function(lambda: backend.load.used_slots)
+        GUESSED_TOKENS.labels(*self.labels).set_function(lambda: backend.load.guessed_tokens)
+        HELD_TOKENS.labels(*self.labels).set_function(lambda: backend.load.held_tokens)
+        MODEL.labels(*self.labels, self.settings.backend, backend.dtype, backend.device).set(1)
 
     @property
     def alive(self) -> bool:
@@ -143,9 +153,17 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     async def postprocess(self, result: Results, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """Completions into the answer's JSON."""
         predict, rows = result
-        PROMPT_TOKENS.labels(self.name).inc(sum(completions[0].prompt_tokens for completions in rows))
-        COMPLETION_TOKENS.labels(self.name).inc(sum(each.completion_tokens for row in rows for each in row))
+        self._count(rows)
         return await asyncio.to_thread(v1.render, predict, rows)  # it may be hundreds of thousands of numbers
+
+    def _count(self, rows: list[list[Completion]]) -> None:
+        PROMPT_TOKENS.labels(*self.labels).inc(sum(completions[0].prompt_tokens for completions in rows))
+        COMPLETION_TOKENS.labels(*self.labels).inc(sum(each.completion_tokens for row in rows for each in row))
+        for timing in (each.timing for row in rows for each in row):
+            if timing.to_first_token_s is not None:
+                TIME_TO_FIRST_TOKEN_SECONDS.labels(*self.labels).observe(timing.to_first_token_s)
+            if timing.between_tokens_s is not None:
+                INTER_TOKEN_SECONDS.labels(*self.labels).observe(timing.between_tokens_s)
 
     async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, which is not yet a request, unless the server stops first; then `NotReady`."""

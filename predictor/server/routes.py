@@ -55,8 +55,8 @@ def make_router(models: ModelRepository, settings: Settings) -> APIRouter:
         except Exception as error:  # answered here, so that it is counted and logged like any other answer
             response = answer(error)
         seconds = time.perf_counter() - began
-        REQUESTS.labels(name, response.status_code).inc()
-        REQUEST_SECONDS.labels(name).observe(seconds)
+        REQUESTS.labels(*model.labels, response.status_code).inc()
+        REQUEST_SECONDS.labels(*model.labels).observe(seconds)
         fields = {"model": name, "code": response.status_code, "seconds": round(seconds, 3)}
         logger.info("predict", extra={"fields": fields | {"request_id": request.state.request_id}})
         return response

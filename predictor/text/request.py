@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from predictor.engine.params import FinishReason
+from predictor.engine.stream import Timing
 
 # What happens past the model's context: a refusal, or the model sees a window of the text that moves on.
 ContextOverflow = Literal["error", "slide"]
@@ -70,3 +71,4 @@ class Completion:
     dtype: str  # the width of the weights it was computed with
     logprobs: tuple[LogProb, ...] | None
     top_logprobs: tuple[tuple[LogProb, ...], ...]
+    timing: Timing = field(default_factory=Timing, compare=False, repr=False)

@@ -95,4 +95,5 @@ class TextStream(AsyncIterator[TextDelta]):
             if self._params.logprobs is None
             else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
             top_logprobs=tuple(delta.top_logprobs for delta in tokens),
+            timing=self._tokens.timing,
         )
