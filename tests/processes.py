@@ -61,9 +61,11 @@ class ServerProcess:
             assert time.monotonic() - began < limit_s, f"not ready:\n{self.log.read_text()}"
             time.sleep(0.05)
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
-        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name + "{")]
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric's samples, of those with `label` (as it is printed)."""
+        lines = [
+            line for line in self.get("/metrics").text.splitlines() if line.startswith(name + "{") and label in line
+        ]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def terminate(self) -> None:
