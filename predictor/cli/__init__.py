@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from predictor import __version__
+from predictor.cli import rollout
 from predictor.errors import ConfigurationError, PredictorError
 from predictor.evaluation.options import ParityOptions, ReferenceName, defaults, limits_of
 from predictor.settings import PREFIX, Settings, flag, load_settings
@@ -24,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,  # they would print prompts
 )
+
+
+app.add_typer(rollout.app, name="rollout")
 
 
 def setting(name: str) -> Any:

@@ -1,0 +1,50 @@
+"""Bounds on a share that hold however often one looks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`bad` of `total`. Need not be whole numbers: n answers of mean badness b in [0, 1] are b * n of n."""
+
+    bad: float
+    total: float
+
+    @property
+    def value(self) -> float:
+        return self.bad / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} of {self.total:.0f}"
+
+
+def bounds(share: Share, risk: float) -> tuple[float, float]:
+    """An interval that holds the true share at every look at once, but for a chance of `risk`.
+
+    An ordinary confidence interval looked at after each answer is wrong sooner or later with certainty; this one may be
+    looked at always. It is every p at which the likelihood ratio of a Beta(1/2, 1/2) mixture against p stays
+    under 1/risk (Ville's inequality; Robbins 1970, "Statistical methods related to the law of the iterated logarithm";
+    Howard et al. 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences"). It holds for badness
+    anywhere in [0, 1], since a Bernoulli variable has the largest exponential moments of a given mean.
+    """
+    bad, good = share.bad, share.total - share.bad
+    if share.total <= 0:
+        return 0.0, 1.0
+    mixture = math.lgamma(bad + 0.5) + math.lgamma(good + 0.5) - math.lgamma(share.total + 1) - math.log(math.pi)
+
+    def outside(p: float) -> bool:
+        if not 0 < p < 1:  # impossible: some were bad, and some were good
+            return True
+        likelihood = (bad * math.log(p) if bad else 0.0) + (good * math.log1p(-p) if good else 0.0)
+        return mixture - likelihood >= -math.log(risk)
+
+    def edge(out: float, inside: float) -> float:
+        for _ in range(50):
+            middle = (out + inside) / 2
+            out, inside = (middle, inside) if outside(middle) else (out, middle)
+        return inside
+
+    return (edge(0.0, share.value) if bad > 0 else 0.0), (edge(1.0, share.value) if good > 0 else 1.0)
