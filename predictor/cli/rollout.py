@@ -86,13 +86,10 @@ def status(
     rules: RulesFile = None,
 ) -> None:
     """Show the traffic, the rollout, its history, and what a watcher would do now."""
-    from predictor.rollout.report import told
-    from predictor.rollout.rules import load_rules
-
     rollout = _rollout(name, namespace, prometheus, rules)
     console = Console(soft_wrap=True)
     while True:
-        console.print(told(*rollout.look(), load_rules(rules)))
+        console.print(rollout.report())
         if interval is None:
             return
         time.sleep(interval)
@@ -131,6 +128,5 @@ def watch(
 
 
 def _watch(rollout: Rollout, interval_s: float, *, forever: bool) -> None:
-    state = rollout.watch(interval_s, forever=forever)
-    if state.phase != "promoted":
+    if rollout.watch(interval_s, forever=forever).phase != "promoted":
         raise typer.Exit(1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import cast
 
 import kubernetes
 import urllib3.exceptions
 
 from predictor.errors import ConfigurationError, PredictorError
-from predictor.rollout.service import Json, Service, now
+from predictor.rollout.service import MANAGER, Json, Service, now
 
 _TIMEOUT_S = 10
 
@@ -46,7 +47,11 @@ class Cluster:
         """Apply a merge patch; raises `Conflict` where the resourceVersion in it is an old one, or `ClusterError`."""
         with self._errors("patch"):
             self._services.patch_namespaced_custom_object(
-                *self._path, patch, _content_type="application/merge-patch+json", _request_timeout=_TIMEOUT_S
+                *self._path,
+                patch,
+                field_manager=MANAGER,
+                _content_type="application/merge-patch+json",
+                _request_timeout=_TIMEOUT_S,
             )
 
     def tell(self, service: Service, kind: str, message: str, *, warning: bool) -> None:
@@ -61,10 +66,20 @@ class Cluster:
             first_timestamp=time,
             last_timestamp=time,
             count=1,
-            source=kubernetes.client.V1EventSource(component="gpt2-predictor-rollout"),
+            source=kubernetes.client.V1EventSource(component=MANAGER),
         )
         with self._errors("create events for"):
             self._core.create_namespaced_event(self.namespace, event, _request_timeout=_TIMEOUT_S)
+
+    def told(self) -> list[tuple[datetime, str]]:
+        """What was told about the service, oldest first; the cluster forgets after an hour, as a rule."""
+        about = f"involvedObject.kind=InferenceService,involvedObject.name={self.name}"
+        with self._errors("list events of"):
+            events = self._core.list_namespaced_event(
+                self.namespace, field_selector=about, _request_timeout=_TIMEOUT_S
+            ).items
+        ours = [each for each in events if each.source is not None and each.source.component == MANAGER]
+        return sorted((each.last_timestamp, each.message or "") for each in ours if each.last_timestamp is not None)
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:

@@ -1,8 +1,10 @@
-"""What `rollout status` prints."""
+"""What is known of a rollout at one look, and how `rollout status` prints it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,39 +12,47 @@ from rich.table import Table
 from predictor.rollout.decide import Decision, checks
 from predictor.rollout.evidence import Evidence
 from predictor.rollout.rules import Rules
-from predictor.rollout.service import Service, State
+from predictor.rollout.service import Service
 
 
-def told(
-    service: Service, state: State | None, evidence: Evidence | None, decision: Decision | None, rules: Rules
-) -> Group:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is to know, and what follows from it; None where there is nothing to compare or to decide."""
+
+    service: Service
+    evidence: Evidence | None = None
+    decision: Decision | None = None
+
+
+def report(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Group:
     """The service's traffic, the rollout and its history, the evidence and what follows from it."""
-    return Group(*_parts(service, state, evidence, decision, rules))
+    return Group(*_parts(look, events, rules))
 
 
-def _parts(
-    service: Service, state: State | None, evidence: Evidence | None, decision: Decision | None, rules: Rules
-) -> Iterator[RenderableType]:
-    traffic = ", ".join(f"{revision} {percent}%" for revision, percent in service.traffic) or "none yet"
-    facts = {"image": service.image, "traffic": traffic}
-    if state is not None:
+def _parts(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Iterator[RenderableType]:
+    service, record = look.service, look.service.record
+    facts = {
+        "image": service.image,
+        "traffic": ", ".join(f"{revision} {percent}%" for revision, percent in service.traffic) or "none yet",
+    }
+    if record is not None:
         facts |= {
-            "rollout": f"{state.phase}, {state.percent}% since {state.since:%Y-%m-%d %H:%M:%S} UTC",
-            "stable": f"{state.stable_image} ({state.stable_revision})",
-            "canary": f"{state.image} ({state.canary_revision or 'not ready yet'})",
+            "rollout": f"{service.phase}, at {service.percent}%, begun {record.started:%Y-%m-%d %H:%M:%S} UTC",
+            "stable": f"{record.stable_image} ({record.stable_revision})",
+            "canary": f"{record.image} ({service.newest_revision})",
         }
     yield _table(facts.items())
-    if state is None:
+    if record is None:
         yield "No rollout was ever started."
-        return
-    yield ""
-    yield _table((f"{entry.time:%H:%M:%S}", f"{entry.percent}%", entry.message) for entry in state.history)
-    if evidence is not None:
+    if events:
         yield ""
-        yield _compared(evidence, rules)
-    if decision is not None:
+        yield _table((f"{time:%H:%M:%S}", message) for time, message in events)
+    if look.evidence is not None:
         yield ""
-        yield f"A watcher would now {decision.action}: {decision.message}"
+        yield _compared(look.evidence, rules)
+    if look.decision is not None:
+        yield ""
+        yield f"A watcher would now {look.decision.action}: {look.decision.message}"
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> Table:

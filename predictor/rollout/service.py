@@ -1,4 +1,9 @@
-"""The InferenceService as the API gives it: what a rollout reads of it, and the patches it sends. Pure."""
+"""The InferenceService as the API gives it: what a rollout reads of it, and the patches it sends. Pure.
+
+A rollout is recorded in one annotation, written with the image and its first share and never again: KServe copies
+annotations to the revision's template, so a change of one alone would make another revision. Everything that changes
+meanwhile is read from the service itself.
+"""
 
 from __future__ import annotations
 
@@ -6,99 +11,66 @@ import copy
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from predictor.errors import ConfigurationError
 
 Json = dict[str, Any]
-Phase = Literal["waiting", "comparing", "promoted", "rolled back", "aborted"]
+Phase = Literal["waiting", "comparing", "promoted", "rolled back", "superseded"]
 
-STATE = "rollout.gpt2-predictor/state"
+RECORD = "rollout.gpt2-predictor/state"
+MANAGER = "gpt2-predictor-rollout"
 _MODE = "serving.kserve.io/deploymentMode"
 _CONTAINER = "kserve-container"
-_HISTORY = 20  # entries kept: an annotation is no log, and a rollout has about six
 
 
-class Entry(BaseModel):
-    """One change, for people."""
-
-    model_config = ConfigDict(frozen=True)
-
-    time: datetime
-    percent: int
-    message: str
-
-
-class State(BaseModel):
-    """Where a rollout stands. It lives in an annotation of the service, so a watcher needs no memory of its own."""
+class Record(BaseModel):
+    """What was so when a rollout began."""
 
     model_config = ConfigDict(frozen=True)
 
-    phase: Phase
     image: str
     stable_image: str
     stable_revision: str
-    newest_revision: str  # when it started: the canary's is a later one
-    canary_revision: str = ""  # known once it is ready
-    percent: int
-    since: datetime  # when this step, or the waiting, began
-    history: tuple[Entry, ...] = ()
-
-    @property
-    def running(self) -> bool:
-        return self.phase in ("waiting", "comparing")
-
-    def moved(self, phase: Phase, percent: int, message: str, canary_revision: str = "") -> State:
-        """The state after a change that is made now, which the history tells."""
-        entry = Entry(time=now(), percent=percent, message=message)
-        return self.model_copy(
-            update={
-                "phase": phase,
-                "percent": percent,
-                "since": entry.time,
-                "canary_revision": canary_revision or self.canary_revision,
-                "history": (*self.history, entry)[-_HISTORY:],
-            }
-        )
+    newest_revision: str  # the canary's is a later one
+    started: AwareDatetime
 
 
 class Service:
-    """One InferenceService in Knative mode, as it was read."""
+    """One InferenceService, as it was read."""
 
     def __init__(self, found: Json) -> None:
         self._metadata: Json = found["metadata"]
         self._predictor: Json = found["spec"]["predictor"]
-        status = found.get("status", {})
-        self._conditions: list[Json] = status.get("conditions", [])
-        self._component: Json = status.get("components", {}).get("predictor", {})
+        self._status: Json = found.get("status", {})
+        self._component: Json = self._status.get("components", {}).get("predictor", {})
+
+    # ------------------------------------------------------------------------------------------------- what is asked
 
     @property
-    def resource_version(self) -> str:
-        return str(self._metadata["resourceVersion"])
-
-    @property
-    def reference(self) -> Json:
-        """What an Event points at, as the Python client spells its fields."""
-        known: Json = {key: self._metadata[key] for key in ("name", "namespace", "uid") if key in self._metadata}
-        return {"api_version": "serving.kserve.io/v1beta1", "kind": "InferenceService", **known}
-
-    @property
-    def state(self) -> State | None:
-        """The rollout's; raises `ConfigurationError` where the annotation is none of ours."""
-        text = self._metadata.get("annotations", {}).get(STATE)
-        try:
-            return None if text is None else State.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(f"the annotation {STATE} cannot be read; remove it and start again") from error
+    def mode(self) -> str:
+        return str(self._metadata.get("annotations", {}).get(_MODE, ""))
 
     @property
     def image(self) -> str:
-        return str(self._container(self._predictor)["image"])
+        return str(_container(self._predictor)["image"])
 
     @property
-    def percent(self) -> int | None:
-        """The canary's share as asked for; None: all the traffic goes to the newest revision."""
-        return self._predictor.get("canaryTrafficPercent")
+    def percent(self) -> int:
+        """The share of the newest revision, once it is ready."""
+        percent = self._predictor.get("canaryTrafficPercent")
+        return 100 if percent is None else int(percent)
+
+    @property
+    def record(self) -> Record | None:
+        """The last rollout's; raises `ConfigurationError` where the annotation is none of ours."""
+        text = self._metadata.get("annotations", {}).get(RECORD)
+        try:
+            return None if text is None else Record.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigurationError(f"the annotation {RECORD} cannot be read; remove it and start again") from error
+
+    # ------------------------------------------------------------------------------------------- what KServe reports
 
     @property
     def stable_revision(self) -> str:
@@ -111,68 +83,98 @@ class Service:
         return str(self._component.get("latestCreatedRevision", ""))
 
     @property
-    def mode(self) -> str:
-        return str(self._metadata.get("annotations", {}).get(_MODE, ""))
-
-    def is_ready(self, revision: str) -> bool:
-        return bool(revision) and self._component.get("latestReadyRevision") == revision
-
-    def has_share(self, revision: str, percent: int) -> bool:
-        """Whether the traffic is split as asked."""
-        return any(
-            each.get("revisionName") == revision and each.get("percent", 0) == percent
-            for each in self._component.get("traffic", [])
-        )
+    def traffic(self) -> list[tuple[str, int]]:
+        """Revisions and their shares."""
+        entries: list[Json] = self._component.get("traffic", [])
+        return [(str(each.get("revisionName", "")), int(each.get("percent") or 0)) for each in entries]
 
     def url_of(self, revision: str) -> str | None:
         """A revision's own address, which it has with tag routing."""
-        urls = [
-            each["url"]
-            for each in self._component.get("traffic", [])
-            if each.get("revisionName") == revision and "url" in each
-        ]
-        return urls[0] if urls else None
+        entries: list[Json] = self._component.get("traffic", [])
+        return next((each["url"] for each in entries if each.get("revisionName") == revision and "url" in each), None)
+
+    # ----------------------------------------------------------------------------------------------- of the rollout
 
     @property
-    def failure(self) -> str | None:
-        """Why the newest revision will not become ready, in Knative's words."""
-        for condition in self._conditions:
-            if condition.get("status") == "False" and condition.get("reason") == "RevisionFailed":
+    def phase(self) -> Phase | None:
+        """Where the last rollout stands; None where there never was one."""
+        record = self.record
+        if record is None:
+            return None
+        if self.image != record.image:
+            return "superseded"
+        if self.percent in (0, 100):
+            return "promoted" if self.percent else "rolled back"
+        ready = self.canary_is_ready(record)
+        return "comparing" if ready and (self.newest_revision, self.percent) in self.traffic else "waiting"
+
+    @property
+    def running(self) -> bool:
+        return self.phase in ("waiting", "comparing")
+
+    def canary_is_made(self, record: Record) -> bool:
+        return self.newest_revision not in (record.newest_revision, record.stable_revision)
+
+    def canary_is_ready(self, record: Record) -> bool:
+        return self.canary_is_made(record) and self._component.get("latestReadyRevision") == self.newest_revision
+
+    def failure(self, record: Record) -> str | None:
+        """Why the canary will not become ready or has ceased to be, in Knative's words."""
+        for condition in self._status.get("conditions", []):
+            failed = condition.get("status") == "False" and condition.get("reason") == "RevisionFailed"
+            if failed and self.canary_is_made(record):
                 return str(condition.get("message", "RevisionFailed"))
         return None
 
     @property
-    def traffic(self) -> list[tuple[str, int]]:
-        """Revisions and their shares, as KServe reports them."""
-        return [
-            (str(each.get("revisionName", "")), int(each.get("percent") or 0))
-            for each in self._component.get("traffic", [])
-        ]
+    def since(self) -> datetime | None:
+        """When the split came to be what it is: the later of our last patch and of the predictor's being ready.
 
-    @staticmethod
-    def _container(predictor: Json) -> Json:
-        containers: list[Json] = predictor.get("containers") or []
-        named = [each for each in containers if each.get("name") == _CONTAINER] or containers[:1]
-        if not named or "image" not in named[0]:
-            raise ConfigurationError(f"the InferenceService has no container {_CONTAINER} with an image")
-        return named[0]
-
-    def note(self, state: State) -> Json:
-        """A merge patch that writes down `state` and changes nothing else.
-
-        Like the next one it carries the resourceVersion that was read: whoever writes in between makes it fail (409)
-        instead of being overwritten.
+        From the API server's own books; None where it keeps none.
         """
-        annotations = {STATE: state.model_dump_json()}
-        return {"metadata": {"resourceVersion": self.resource_version, "annotations": annotations}}
+        fields = self._metadata.get("managedFields", [])
+        patched = [each["time"] for each in fields if each.get("manager") == MANAGER and "time" in each]
+        ready = [
+            each["lastTransitionTime"]
+            for each in self._status.get("conditions", [])
+            if each.get("type") == "PredictorReady" and each.get("status") == "True" and "lastTransitionTime" in each
+        ]
+        times = [datetime.fromisoformat(time.replace("Z", "+00:00")) for time in patched + ready]
+        return max(times) if patched else None
 
-    def shift(self, state: State, *, image: str | None = None) -> Json:
-        """A merge patch that brings the traffic to `state`; image and share go together."""
-        predictor: Json = {"canaryTrafficPercent": None if state.phase == "promoted" else state.percent}
-        if image is not None:  # a merge patch replaces a list as a whole
-            predictor["containers"] = copy.deepcopy(self._predictor["containers"])
-            self._container(predictor)["image"] = image
-        return self.note(state) | {"spec": {"predictor": predictor}}
+    # ------------------------------------------------------------------------------------------------------- patches
+
+    def start(self, record: Record, percent: int) -> Json:
+        """A merge patch: the record, the image and its share, all at once, or all the traffic would move."""
+        predictor: Json = {"canaryTrafficPercent": percent}
+        predictor["containers"] = copy.deepcopy(self._predictor["containers"])  # a merge patch replaces lists whole
+        _container(predictor)["image"] = record.image
+        return self._patch(predictor) | {"metadata": self._versioned(annotations={RECORD: record.model_dump_json()})}
+
+    def shift(self, percent: int) -> Json:
+        """A merge patch of the share alone; 100 is no share: that is how KServe promotes."""
+        return self._patch({"canaryTrafficPercent": None if percent == 100 else percent})
+
+    def _patch(self, predictor: Json) -> Json:
+        return {"metadata": self._versioned(), "spec": {"predictor": predictor}}
+
+    def _versioned(self, **metadata: Any) -> Json:
+        """Whoever writes in between makes the patch fail (409) instead of being overwritten."""
+        return {"resourceVersion": self._metadata["resourceVersion"], **metadata}
+
+    @property
+    def reference(self) -> Json:
+        """What an Event points at, as the Python client spells its fields."""
+        known: Json = {key: self._metadata[key] for key in ("name", "namespace", "uid") if key in self._metadata}
+        return {"api_version": "serving.kserve.io/v1beta1", "kind": "InferenceService", **known}
+
+
+def _container(predictor: Json) -> Json:
+    containers: list[Json] = predictor.get("containers") or []
+    named = [each for each in containers if each.get("name") == _CONTAINER] or containers[:1]
+    if not named or "image" not in named[0]:
+        raise ConfigurationError(f"the InferenceService has no container {_CONTAINER} with an image")
+    return named[0]
 
 
 def check_image(image: str) -> str:
@@ -187,4 +189,5 @@ def check_image(image: str) -> str:
 
 
 def now() -> datetime:
+    """The time, as Kubernetes writes it."""
     return datetime.now(timezone.utc)

@@ -1,0 +1,588 @@
+"""A rollout against the stub of the Kubernetes API, with the real client: what is read, what is sent, what is told.
+
+The evidence is scripted here; tests/test_canary.py has the real one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import kubernetes
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from predictor.cli import app
+from predictor.errors import ConfigurationError
+from predictor.rollout import watch
+from predictor.rollout.cluster import Cluster, ClusterError, Conflict
+from predictor.rollout.evidence import Shadow, Version
+from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
+from predictor.rollout.rules import Rules
+from predictor.rollout.service import MANAGER, RECORD, Service
+from predictor.rollout.shadow import ShadowUnavailable
+from predictor.rollout.statistics import Share
+from predictor.rollout.watch import Rollout
+from tests.canary.apiserver import ApiServer, events_of
+from tests.canary.objects import INFERENCE_SERVICES, Object, ObjectStore
+from tests.processes import free_port
+
+OLD, NEW = "docker.io/me/gpt2-predictor:0.1.0", "docker.io/me/gpt2-predictor:0.2.0"
+STABLE, CANARY = "aitextgen-predictor-00001", "aitextgen-predictor-00002"
+WHERE = INFERENCE_SERVICES, "default", "aitextgen"
+
+
+class KServe:
+    """The part of KServe, played by hand: the test says when a revision is made, ready, failed."""
+
+    def __init__(self) -> None:
+        self.store = ObjectStore()
+        container = {"name": "kserve-container", "image": OLD, "args": ["--model=aitextgen=/mnt/models"]}
+        self.store.create(
+            INFERENCE_SERVICES,
+            "default",
+            {
+                "metadata": {
+                    "name": "aitextgen",
+                    "annotations": {"serving.kserve.io/deploymentMode": "Knative", "team": "bard"},
+                },
+                "spec": {"predictor": {"minReplicas": 1, "containers": [container]}},
+            },
+        )
+        self.report(STABLE, STABLE)
+
+    @property
+    def service(self) -> Object:
+        return self.store.get(*WHERE)
+
+    @property
+    def predictor(self) -> Object:
+        found: Object = self.service["spec"]["predictor"]
+        return found
+
+    def report(self, created: str, ready: str, *conditions: Object) -> None:
+        """Write the status as KServe does, the traffic as the spec asks for it."""
+        percent = self.predictor.get("canaryTrafficPercent", 100)
+        traffic = [{"revisionName": ready, "percent": percent, "latestRevision": True}]
+        rolled_out = STABLE if percent < 100 else ready
+        if percent < 100:
+            traffic.append({"revisionName": STABLE, "percent": 100 - percent, "latestRevision": False, "tag": "prev"})
+        status = {
+            "conditions": list(conditions),
+            "components": {
+                "predictor": {
+                    "latestCreatedRevision": created,
+                    "latestReadyRevision": ready,
+                    "latestRolledoutRevision": rolled_out,
+                    "traffic": traffic,
+                }
+            },
+        }
+        self.store.change(*WHERE, lambda service: service | {"status": status}, status=True)
+
+    def change(self, **predictor: Any) -> None:
+        def change(service: Object) -> Object:
+            service["spec"]["predictor"] |= predictor
+            return service
+
+        self.store.change(*WHERE, change)
+
+    @property
+    def events(self) -> list[tuple[str, str, str]]:
+        return [(each["type"], each["reason"], each["message"]) for each in events_of(self.store, "default")]
+
+
+GOOD, NOTHING = Version(Share(0, 10_000)), Version()
+
+
+class ScriptedMetrics(Metrics):
+    """Evidence as a test wants it."""
+
+    def __init__(self) -> None:
+        self.stable, self.canary = GOOD, GOOD
+        self.asked: list[tuple[str, str, float]] = []
+        self.down = False
+
+    def read(self, stable: str, canary: str, seconds: float) -> tuple[Version, Version]:
+        self.asked.append((stable, canary, seconds))
+        if self.down:
+            raise PrometheusUnavailable("Prometheus does not answer")
+        return self.stable, self.canary
+
+
+class Bench:
+    """A rollout with everything that it touches."""
+
+    def __init__(self, kserve: KServe, cluster: Cluster) -> None:
+        self.kserve, self.cluster = kserve, cluster
+        self.metrics = ScriptedMetrics()
+        self.lines: list[str] = []
+
+    def rollout(self, *, dry_run: bool = False, **rules: Any) -> Rollout:
+        given = Rules.model_validate({"min_step_s": 0} | rules)
+        return Rollout(self.cluster, self.metrics, given, self.lines.append, dry_run=dry_run)
+
+    def started(self, **rules: Any) -> Rollout:
+        """A rollout whose canary is ready and has its first share."""
+        rollout = self.rollout(**rules)
+        rollout.start(NEW, 10)
+        self.kserve.report(CANARY, CANARY)
+        return rollout
+
+
+@pytest.fixture
+def kserve() -> KServe:
+    return KServe()
+
+
+@pytest.fixture
+def api(kserve: KServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with closing(ApiServer(kserve.store)) as server:
+        server.write_kubeconfig(tmp_path / "kubeconfig", "default")
+        # The client reads KUBECONFIG when it is imported.
+        monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+        yield server
+
+
+@pytest.fixture
+def bench(kserve: KServe, api: ApiServer) -> Bench:
+    return Bench(kserve, Cluster("aitextgen", "default"))
+
+
+# ---------------------------------------------------------------------------------------------------------- by hand
+
+
+def test_start_sends_image_share_and_record_in_one_change(bench: Bench) -> None:
+    before = int(bench.kserve.service["metadata"]["resourceVersion"])
+    bench.rollout().start(NEW, 10)
+    service = bench.kserve.service
+    assert int(service["metadata"]["resourceVersion"]) == before + 1
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container == {"name": "kserve-container", "image": NEW, "args": ["--model=aitextgen=/mnt/models"]}
+    assert service["spec"]["predictor"]["canaryTrafficPercent"] == 10
+    assert service["spec"]["predictor"]["minReplicas"] == 1
+    annotations = service["metadata"]["annotations"]
+    assert annotations["team"] == "bard"
+    assert json.loads(annotations[RECORD])["stable_revision"] == STABLE
+    assert bench.kserve.events == [("Normal", "RolloutStarted", f"{OLD} -> {NEW}, 10% of the traffic once it is ready")]
+
+
+def test_start_takes_the_first_step_of_the_rules(bench: Bench) -> None:
+    bench.rollout(steps=[3, 100]).start(NEW, None)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        (OLD, "a new version needs a new tag"),
+        ("docker.io/me/gpt2-predictor", "must be REPO:TAG"),
+        ("localhost:5000/gpt2-predictor", "must be REPO:TAG"),
+        ("docker.io/me/gpt2-predictor:latest", "must not be tagged latest"),
+    ],
+)
+def test_start_refuses_an_image_that_is_no_new_version(bench: Bench, image: str, complaint: str) -> None:
+    before = bench.kserve.service
+    with pytest.raises(ConfigurationError, match=complaint):
+        bench.rollout().start(image, 10)
+    assert bench.kserve.service == before
+
+
+def test_start_takes_a_digest(bench: Bench) -> None:
+    bench.rollout().start("localhost:5000/gpt2-predictor@sha256:" + "0" * 64, 10)
+
+
+def test_start_refuses_while_another_rollout_runs(bench: Bench) -> None:
+    bench.started()
+    with pytest.raises(ConfigurationError, match=r"0\.2\.0 is at 10%; promote or abort"):
+        bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
+
+
+def test_start_refuses_a_canary_that_was_begun_by_hand(bench: Bench) -> None:
+    bench.kserve.change(canaryTrafficPercent=20)
+    with pytest.raises(ConfigurationError, match=r"0\.1\.0 has 20% of the traffic"):
+        bench.rollout().start(NEW, 10)
+
+
+def test_start_refuses_a_service_that_never_served(bench: Bench) -> None:
+    bench.kserve.store.change(*WHERE, lambda service: service | {"status": {}}, status=True)
+    with pytest.raises(ConfigurationError, match="no revision has served yet"):
+        bench.rollout().start(NEW, 10)
+
+
+@pytest.mark.parametrize("mode", ["Standard", "RawDeployment"])
+def test_start_refuses_a_mode_without_canaries(bench: Bench, mode: str) -> None:
+    def change(service: Object) -> Object:
+        service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
+        return service
+
+    bench.kserve.store.change(*WHERE, change)
+    with pytest.raises(ConfigurationError, match=f"{mode} mode, where canaryTrafficPercent does nothing"):
+        bench.rollout().start(NEW, 10)
+
+
+def test_start_tells_that_prometheus_is_away_and_goes_on(bench: Bench) -> None:
+    bench.metrics.down = True
+    bench.rollout().start(NEW, 10)
+    assert bench.lines[0] == "Prometheus does not answer; a watcher will hold until it does"
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+
+
+def test_promote_removes_the_share_and_abort_sets_it_to_zero(bench: Bench) -> None:
+    bench.started().promote()
+    assert "canaryTrafficPercent" not in bench.kserve.predictor
+    assert bench.kserve.predictor["containers"][0]["image"] == NEW
+    bench.kserve.report(CANARY, CANARY)
+    bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
+    bench.rollout().abort()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert [each[:2] for each in bench.kserve.events] == [
+        ("Normal", "RolloutStarted"),
+        ("Normal", "RolloutPromoted"),
+        ("Normal", "RolloutStarted"),
+        ("Warning", "RolloutAborted"),
+    ]
+
+
+def test_promote_waits_for_readiness(bench: Bench) -> None:
+    bench.rollout().start(NEW, 10)
+    bench.kserve.report(CANARY, STABLE)
+    with pytest.raises(ConfigurationError, match="is not ready yet"):
+        bench.rollout().promote()
+
+
+@pytest.mark.parametrize("what", ["promote", "abort"])
+def test_nothing_is_promoted_or_aborted_where_nothing_runs(bench: Bench, what: str) -> None:
+    with pytest.raises(ConfigurationError, match="no rollout is running"):
+        getattr(bench.rollout(), what)()
+
+
+def test_after_a_rollback_the_stable_image_is_still_the_stable_one(bench: Bench) -> None:
+    bench.started().abort()
+    bench.kserve.report(CANARY, CANARY)
+    bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
+    record = Service(bench.kserve.service).record
+    assert record is not None
+    assert (record.stable_image, record.stable_revision) == (OLD, STABLE)
+    assert record.newest_revision == CANARY
+
+
+# ---------------------------------------------------------------------------------------------------------- watched
+
+
+def test_a_good_canary_goes_to_all_traffic_by_the_steps(bench: Bench) -> None:
+    rollout = bench.started()
+    shares = []
+    for _ in range(3):
+        rollout.step()
+        shares.append(bench.kserve.predictor.get("canaryTrafficPercent"))
+        bench.kserve.report(CANARY, CANARY)
+    assert shares == [25, 50, None]
+    assert Service(bench.kserve.service).phase == "promoted"
+    assert [each[1] for each in bench.kserve.events] == [
+        "RolloutStarted", "RolloutStepped", "RolloutStepped", "RolloutPromoted",
+    ]  # fmt: skip
+    assert {each[:2] for each in bench.metrics.asked[1:]} == {(STABLE, CANARY)}
+
+
+def test_the_record_is_written_once(bench: Bench) -> None:
+    """KServe copies annotations to the revision's template: another change of them would be another revision."""
+    rollout = bench.started()
+    annotations = bench.kserve.service["metadata"]["annotations"]
+    for _ in range(3):
+        rollout.step()
+        bench.kserve.report(CANARY, CANARY)
+        assert bench.kserve.service["metadata"]["annotations"] == annotations
+
+
+def test_the_first_error_rolls_back_at_the_next_look(bench: Bench) -> None:
+    rollout = bench.started()
+    bench.metrics.canary = Version(Share(1, 5))
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert bench.kserve.events[-1] == (
+        "Warning", "RolloutErrors", "rolled back: errors 1 of 5, stable 0 of 10000",
+    )  # fmt: skip
+    assert bench.lines[-1] == "10% rollback: rolled back: errors 1 of 5, stable 0 of 10000"
+
+
+def test_a_revision_that_is_not_ready_is_waited_for(bench: Bench) -> None:
+    rollout = bench.rollout()
+    rollout.start(NEW, 10)
+    rollout.step()  # KServe has not made it yet
+    bench.kserve.report(CANARY, STABLE)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert len(bench.metrics.asked) == 1  # by `start`
+    assert bench.kserve.events[-1][1] == "RolloutWaiting"
+    assert len(bench.kserve.events) == 2  # the second look told nothing new
+
+
+def test_a_revision_that_fails_is_rolled_back(bench: Bench) -> None:
+    rollout = bench.rollout()
+    rollout.start(NEW, 10)
+    failed = {"type": "PredictorReady", "status": "False", "reason": "RevisionFailed", "message": "no such image"}
+    bench.kserve.report(STABLE, STABLE, failed)  # of an earlier revision: KServe has not looked yet
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    bench.kserve.report(CANARY, STABLE, failed)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert bench.kserve.events[-1] == (
+        "Warning", "RolloutRevisionFailed", f"rolled back: {CANARY} failed: no such image",
+    )  # fmt: skip
+
+
+def test_a_revision_that_fails_after_it_was_ready_is_rolled_back_too(bench: Bench) -> None:
+    rollout = bench.started()
+    failed = {"type": "PredictorReady", "status": "False", "reason": "RevisionFailed", "message": "OOMKilled"}
+    bench.kserve.report(CANARY, CANARY, failed)
+    bench.metrics.canary = NOTHING
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_a_revision_that_is_never_ready_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = bench.rollout(ready_timeout_s=60)
+    rollout.start(NEW, 10)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    later = datetime.now(timezone.utc) + timedelta(seconds=61)
+    monkeypatch.setattr(watch, "now", lambda: later)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert bench.kserve.events[-1][1] == "RolloutNotReady"
+
+
+def test_prometheus_down_holds_for_ever(bench: Bench) -> None:
+    rollout = bench.started(step_timeout_s=0.001)
+    bench.metrics.down = True
+    for _ in range(5):
+        rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert [each[1] for each in bench.kserve.events] == ["RolloutStarted", "RolloutPrometheusUnavailable"]
+    bench.metrics.down = False
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 25
+
+
+def test_too_few_samples_hold(bench: Bench) -> None:
+    rollout = bench.started()
+    bench.metrics.canary = Version(Share(0, 99))
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert bench.kserve.events[-1][1] == "RolloutTooFewSamples"
+
+
+def test_a_step_is_measured_from_the_api_servers_books(bench: Bench) -> None:
+    """From the later of our last patch and the predictor's readiness."""
+    now = datetime.now(timezone.utc)
+
+    def ago(seconds: float) -> str:
+        return (now - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    rollout = bench.started()
+
+    def books(service: Object) -> Object:
+        fields = [{"manager": MANAGER, "time": ago(100)}, {"manager": "kubectl", "time": ago(5)}]
+        service["metadata"]["managedFields"] = fields
+        return service
+
+    bench.kserve.store.change(*WHERE, books)
+    rollout.look()
+    assert bench.metrics.asked[-1][2] == pytest.approx(100, abs=3)
+    ready = {"type": "PredictorReady", "status": "True", "lastTransitionTime": ago(40)}
+    bench.kserve.report(CANARY, CANARY, ready)
+    rollout.look()
+    assert bench.metrics.asked[-1][2] == pytest.approx(40, abs=3)
+
+
+def test_without_the_books_a_watcher_goes_by_what_it_saw(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = bench.started()
+    rollout.step()
+    bench.kserve.report(CANARY, CANARY)
+    rollout.look()
+    later = datetime.now(timezone.utc) + timedelta(seconds=50)
+    monkeypatch.setattr(watch, "now", lambda: later)
+    rollout.look()
+    assert bench.metrics.asked[-1][2] == pytest.approx(50, abs=3)
+
+
+def test_a_watcher_that_starts_again_goes_on(bench: Bench) -> None:
+    bench.started().step()
+    bench.kserve.report(CANARY, CANARY)
+    bench.rollout().step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 50
+
+
+def test_two_watchers_agree(bench: Bench) -> None:
+    """Both decide on the same service; the second's patch carries a version that is no more."""
+    bench.started()
+    first, second = bench.cluster.read(), bench.cluster.read()
+    bench.cluster.patch(first.shift(25))
+    with pytest.raises(Conflict, match="changed by somebody else"):
+        bench.cluster.patch(second.shift(25))
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 25
+
+
+def test_a_change_by_hand_ends_the_rollout_and_is_left_alone(bench: Bench) -> None:
+    rollout = bench.started()
+    container = {"name": "kserve-container", "image": "docker.io/me/gpt2-predictor:9"}
+    bench.kserve.change(containers=[container])
+    bench.metrics.canary = Version(Share(5, 5))
+    service = rollout.step()
+    assert service.phase == "superseded"
+    assert not service.running
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+
+
+def test_a_share_set_by_hand_is_taken_up(bench: Bench) -> None:
+    rollout = bench.started()
+    bench.kserve.change(canaryTrafficPercent=30)
+    bench.kserve.report(CANARY, CANARY)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 50
+
+
+def test_a_dry_run_writes_nothing(bench: Bench) -> None:
+    before = bench.kserve.service
+    bench.rollout(dry_run=True).start(NEW, 10)
+    assert bench.kserve.service == before
+    bench.started()
+    before, told = bench.kserve.service, bench.kserve.events
+    bench.rollout(dry_run=True).step()
+    bench.rollout(dry_run=True).abort()
+    assert bench.kserve.service == before
+    assert bench.kserve.events == told
+    assert "dry run, not sent: {'canaryTrafficPercent': 25}" in bench.lines
+    assert "dry run, not sent: {'canaryTrafficPercent': 0}" in bench.lines
+
+
+def test_a_shadow_difference_rolls_back_even_without_prometheus(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = bench.started(shadow={"prompts": ["To be"]})
+    bench.metrics.down = True
+    monkeypatch.setattr(watch, "compare", lambda *_: Shadow(0, 1, "prompts[0]"))
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert bench.kserve.events[-1][1] == "RolloutShadowDiffers"
+
+
+def test_a_shadow_that_cannot_be_asked_holds(bench: Bench) -> None:
+    rollout = bench.started(shadow={"prompts": ["To be"]})
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert bench.kserve.events[-1][1] == "RolloutShadowUnavailable"
+    assert "enable-tag-routing" in bench.kserve.events[-1][2]
+    rollout = bench.rollout(
+        shadow={"prompts": ["a"], "stable_url": f"http://127.0.0.1:{free_port()}", "canary_url": "http://x"}
+    )
+    with pytest.raises(ShadowUnavailable, match="the stable version"):
+        watch.compare(rollout._rules.shadow, "aitextgen", None, None)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------- the cluster
+
+
+def test_a_service_that_is_not_there_is_named(bench: Bench) -> None:
+    with pytest.raises(
+        ClusterError, match=r'InferenceService other in the namespace default: .*"other" not found; see'
+    ):
+        Cluster("other", "default").read()
+
+
+def test_an_api_that_is_away_is_told_and_outlived(
+    bench: Bench, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = bench.started()
+    api.close()
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        rollout.watch(0.5, forever=False)
+    assert len([line for line in bench.lines if "the Kubernetes API cannot be reached" in line]) == 3
+
+
+def test_a_missing_kubeconfig_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match="no cluster is configured"):
+        Cluster("aitextgen", "default")
+    (tmp_path / "none").write_text("clusters: 7")
+    with pytest.raises(ConfigurationError, match="no cluster is configured"):
+        Cluster("aitextgen", "default")
+
+
+def test_events_that_cannot_be_posted_stop_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ClusterError("cannot create events")
+
+    monkeypatch.setattr(bench.cluster, "tell", refuse)
+    bench.started().step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 25
+    assert "cannot create events" in bench.lines
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def shown(bench: Bench) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(bench.rollout().report())
+    return captured.get()
+
+
+def test_status_tells_the_traffic_the_history_and_what_comes_next(bench: Bench) -> None:
+    assert "No rollout was ever started." in shown(bench)
+    rollout = bench.started()
+    rollout.step()
+    bench.kserve.report(CANARY, CANARY)
+    text = shown(bench)
+    for part in (
+        f"{CANARY} 25%, {STABLE} 75%",
+        "comparing, at 25%",
+        f"{OLD} ({STABLE})",
+        f"{NEW} ({CANARY})",
+        "10% -> 25%",
+        "errors       0.0% of 10000  0.0% of 10000      2%",
+        "A watcher would now step: 25% -> 50%",
+    ):
+        assert part in text, text
+
+
+@pytest.mark.parametrize("command", ["start", "status", "promote", "abort", "watch"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(app, ["rollout", command, "--help"])
+    assert result.exit_code == 0
+    assert "--name" in result.output
+    assert "--namespace" in result.output
+
+
+def test_the_commands_act_on_the_cluster_of_kubeconfig(bench: Bench, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("steps: [20, 100]\n")
+    prometheus = f"http://127.0.0.1:{free_port()}"  # nobody there
+    runner = CliRunner()
+    flags = ["--prometheus", prometheus, "--rules", str(rules)]
+    started = runner.invoke(app, ["rollout", "start", "--image", NEW, *flags])
+    assert started.exit_code == 0, started.output
+    assert "Prometheus" in started.output
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 20
+    bench.kserve.report(CANARY, CANARY)
+    status = runner.invoke(app, ["rollout", "status", *flags])
+    assert status.exit_code == 0, status.output
+    assert "A watcher would now hold: Prometheus at" in status.output
+    assert runner.invoke(app, ["rollout", "abort", "--dry-run"]).exit_code == 0
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 20
+    assert runner.invoke(app, ["rollout", "abort"]).exit_code == 0
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
