@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from predictor.errors import ConfigurationError
 from predictor.rollout.decide import Check, Decision, decide
 from predictor.rollout.evidence import Evidence, Histogram, Shadow, Version
-from predictor.rollout.rules import Rules, load_rules
+from predictor.rollout.rules import RewardRule, Rules, ShadowRule, load_rules
 from predictor.rollout.statistics import Share, bounds
+from tests.conftest import ROOT
 
 # ------------------------------------------------------------------------------------------------------- statistics
 
@@ -323,7 +326,31 @@ def test_a_missing_rules_file_is_told(tmp_path: Path) -> None:
         load_rules(tmp_path / "rules.yaml")
 
 
-def test_every_rule_is_explained() -> None:
-    for name, field in Rules.model_fields.items():
-        assert field.description or name in ("reward", "shadow"), name
-    assert yaml.safe_dump(RULES.model_dump(mode="json"))
+def test_the_guide_has_every_rule_with_its_default() -> None:
+    def rows(prefix: str, model: type[BaseModel]) -> list[str]:
+        return [
+            f"| `{prefix}{name}` | {_default(field)} | {field.description} |"
+            for name, field in model.model_fields.items()
+            if name not in ("reward", "shadow")
+        ]
+
+    guide = (ROOT / "docs" / "rollout.md").read_text()
+    wanted = rows("", Rules) + rows("reward.", RewardRule) + rows("shadow.", ShadowRule)
+    assert [line for line in guide.splitlines() if line in wanted] == wanted
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"`{json.dumps(list(field.default) if isinstance(field.default, tuple) else field.default)}`"
+
+
+def test_the_answers_that_the_guide_promises() -> None:
+    risk = RULES.promote_risk / (3 * 3)  # three comparisons, three steps
+    nothing_bad = Share(0, 10**9)
+    for margin, answers in [(0.02, 473), (0.05, 177)]:
+        assert Check("", Share(0, answers), nothing_bad, margin).verdict(risk, 0.05) == "as good"
+        assert Check("", Share(0, answers - 1), nothing_bad, margin).verdict(risk, 0.05) == "unclear"
+    stable = Share(0, 9 * 16)
+    assert Check("", Share(8, 16), stable, 0.1).verdict(risk, 0.05) == "worse"
+    assert Check("", Share(7, 14), Share(0, 9 * 14), 0.1).verdict(risk, 0.05) == "unclear"

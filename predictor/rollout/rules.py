@@ -24,7 +24,7 @@ class RewardRule(_Rule):
     metric: str = Field(
         "predictor_feedback_reward",
         pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$",
-        description="a histogram or summary: _sum, _count",
+        description="a histogram or summary, without its _sum and _count",
     )
     max_drop: Share = Field(0.1, description="how much lower the mean reward may be")
 
@@ -35,9 +35,11 @@ class ShadowRule(_Rule):
     For a new image of the same model. A new model answers differently: leave it out there.
     """
 
-    prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=64)
-    seed: int = Field(0, ge=0, lt=2**64)
-    max_new_tokens: int = Field(16, ge=1, le=1024)
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, max_length=64, description="what both versions are asked"
+    )
+    seed: int = Field(0, ge=0, lt=2**64, description="of every prompt")
+    max_new_tokens: int = Field(16, ge=1, le=1024, description="tokens of each answer")
     min_agreement: float = Field(1.0, ge=0, le=1, description="share of equal answers that passes")
     timeout_s: float = Field(30, gt=0, description="for all the prompts together")
     stable_url: str | None = Field(None, description="by default the revision's own, of tag routing")
