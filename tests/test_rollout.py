@@ -21,10 +21,10 @@ from predictor.cli import app
 from predictor.errors import ConfigurationError
 from predictor.rollout import watch
 from predictor.rollout.cluster import Cluster, ClusterError, Conflict
-from predictor.rollout.evidence import Shadow, Version
+from predictor.rollout.evidence import Seen, Shadow
 from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
 from predictor.rollout.rules import Rules
-from predictor.rollout.service import MANAGER, RECORD, Service
+from predictor.rollout.service import RECORD, Service
 from predictor.rollout.shadow import ShadowUnavailable
 from predictor.rollout.statistics import Share
 from predictor.rollout.watch import Rollout
@@ -83,21 +83,21 @@ class KServe:
                 }
             },
         }
-        self.store.change(*WHERE, lambda service: service | {"status": status}, status=True)
+        self.store.change(*WHERE, lambda service: service | {"status": status}, manager="kserve", status=True)
 
     def change(self, **predictor: Any) -> None:
         def change(service: Object) -> Object:
             service["spec"]["predictor"] |= predictor
             return service
 
-        self.store.change(*WHERE, change)
+        self.store.change(*WHERE, change, manager="kubectl")
 
     @property
     def events(self) -> list[tuple[str, str, str]]:
         return [(each["type"], each["reason"], each["message"]) for each in events_of(self.store, "default")]
 
 
-GOOD, NOTHING = Version(Share(0, 10_000)), Version()
+GOOD, NOTHING = Seen(Share(0, 10_000)), Seen()
 
 
 class ScriptedMetrics(Metrics):
@@ -108,7 +108,7 @@ class ScriptedMetrics(Metrics):
         self.asked: list[tuple[str, str, float]] = []
         self.down = False
 
-    def read(self, stable: str, canary: str, seconds: float) -> tuple[Version, Version]:
+    def read(self, stable: str, canary: str, seconds: float) -> tuple[Seen, Seen]:
         self.asked.append((stable, canary, seconds))
         if self.down:
             raise PrometheusUnavailable("Prometheus does not answer")
@@ -193,6 +193,32 @@ def test_start_refuses_an_image_that_is_no_new_version(bench: Bench, image: str,
     assert bench.kserve.service == before
 
 
+@pytest.mark.parametrize(
+    "args", [["--model=aitextgen=/mnt/models"], ["--dtype", "int8", "--model", "aitextgen=/mnt/models"]]
+)
+def test_other_weights_are_a_new_version_of_the_same_image(bench: Bench, args: list[str]) -> None:
+    bench.kserve.change(containers=[{"name": "kserve-container", "image": OLD, "args": args}])
+    rollout = bench.rollout()
+    with pytest.raises(ConfigurationError, match="a new version needs a new tag"):
+        rollout.start(OLD, 10, "aitextgen=/mnt/models")
+    rollout.start(OLD, 10, "aitextgen=/mnt/models/candidates/7")
+    (container,) = bench.kserve.predictor["containers"]
+    assert container["args"] == [*args[:-1], args[-1] + "/candidates/7"]
+    assert bench.lines[-1] == (
+        f"{OLD} with aitextgen=/mnt/models -> {OLD} with aitextgen=/mnt/models/candidates/7, "
+        "10% of the traffic once it is ready"
+    )
+    bench.kserve.report(CANARY, CANARY)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 25
+
+
+def test_other_weights_need_a_model_to_replace(bench: Bench) -> None:
+    bench.kserve.change(containers=[{"name": "kserve-container", "image": OLD}])
+    with pytest.raises(ConfigurationError, match="no --model to replace"):
+        bench.rollout().start(NEW, 10, "aitextgen=/mnt/models")
+
+
 def test_start_takes_a_digest(bench: Bench) -> None:
     bench.rollout().start("localhost:5000/gpt2-predictor@sha256:" + "0" * 64, 10)
 
@@ -210,7 +236,7 @@ def test_start_refuses_a_canary_that_was_begun_by_hand(bench: Bench) -> None:
 
 
 def test_start_refuses_a_service_that_never_served(bench: Bench) -> None:
-    bench.kserve.store.change(*WHERE, lambda service: service | {"status": {}}, status=True)
+    bench.kserve.store.change(*WHERE, lambda service: service | {"status": {}}, manager="kserve", status=True)
     with pytest.raises(ConfigurationError, match="no revision has served yet"):
         bench.rollout().start(NEW, 10)
 
@@ -221,7 +247,7 @@ def test_start_refuses_a_mode_without_canaries(bench: Bench, mode: str) -> None:
         service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
         return service
 
-    bench.kserve.store.change(*WHERE, change)
+    bench.kserve.store.change(*WHERE, change, manager="kubectl")
     with pytest.raises(ConfigurationError, match=f"{mode} mode, where canaryTrafficPercent does nothing"):
         bench.rollout().start(NEW, 10)
 
@@ -268,7 +294,7 @@ def test_after_a_rollback_the_stable_image_is_still_the_stable_one(bench: Bench)
     bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
     record = Service(bench.kserve.service).record
     assert record is not None
-    assert (record.stable_image, record.stable_revision) == (OLD, STABLE)
+    assert (record.stable.image, record.stable_revision) == (OLD, STABLE)
     assert record.newest_revision == CANARY
 
 
@@ -302,7 +328,7 @@ def test_the_record_is_written_once(bench: Bench) -> None:
 
 def test_the_first_error_rolls_back_at_the_next_look(bench: Bench) -> None:
     rollout = bench.started()
-    bench.metrics.canary = Version(Share(1, 5))
+    bench.metrics.canary = Seen(Share(1, 5))
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
     assert bench.kserve.events[-1] == (
@@ -352,8 +378,7 @@ def test_a_revision_that_is_never_ready_is_given_up(bench: Bench, monkeypatch: p
     rollout.start(NEW, 10)
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 10
-    later = datetime.now(timezone.utc) + timedelta(seconds=61)
-    monkeypatch.setattr(watch, "now", lambda: later)
+    in_seconds(monkeypatch, 61)
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
     assert bench.kserve.events[-1][1] == "RolloutNotReady"
@@ -373,44 +398,45 @@ def test_prometheus_down_holds_for_ever(bench: Bench) -> None:
 
 def test_too_few_samples_hold(bench: Bench) -> None:
     rollout = bench.started()
-    bench.metrics.canary = Version(Share(0, 99))
+    bench.metrics.canary = Seen(Share(0, 99))
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 10
     assert bench.kserve.events[-1][1] == "RolloutTooFewSamples"
 
 
-def test_a_step_is_measured_from_the_api_servers_books(bench: Bench) -> None:
-    """From the later of our last patch and the predictor's readiness."""
-    now = datetime.now(timezone.utc)
+def in_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> datetime:
+    """Let the watcher's clock be that much ahead."""
+    later = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    monkeypatch.setattr(watch, "now", lambda: later)
+    return later
 
-    def ago(seconds: float) -> str:
-        return (now - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    rollout = bench.started()
-
-    def books(service: Object) -> Object:
-        fields = [{"manager": MANAGER, "time": ago(100)}, {"manager": "kubectl", "time": ago(5)}]
-        service["metadata"]["managedFields"] = fields
-        return service
-
-    bench.kserve.store.change(*WHERE, books)
-    rollout.look()
+def test_a_step_is_measured_from_the_api_servers_books(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the later of the rollout's last patch and the predictor's readiness, by a watcher that saw neither."""
+    bench.started()
+    bench.kserve.change(maxReplicas=3)  # somebody else's patch does not count
+    now = in_seconds(monkeypatch, 100)
+    bench.rollout().look()
     assert bench.metrics.asked[-1][2] == pytest.approx(100, abs=3)
-    ready = {"type": "PredictorReady", "status": "True", "lastTransitionTime": ago(40)}
-    bench.kserve.report(CANARY, CANARY, ready)
-    rollout.look()
+    since = (now - timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    bench.kserve.report(CANARY, CANARY, {"type": "PredictorReady", "status": "True", "lastTransitionTime": since})
+    bench.rollout().look()
     assert bench.metrics.asked[-1][2] == pytest.approx(40, abs=3)
 
 
 def test_without_the_books_a_watcher_goes_by_what_it_saw(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Service, "since", None)
+    in_seconds(monkeypatch, -1000)
     rollout = bench.started()
+    in_seconds(monkeypatch, 0)
     rollout.step()
     bench.kserve.report(CANARY, CANARY)
     rollout.look()
-    later = datetime.now(timezone.utc) + timedelta(seconds=50)
-    monkeypatch.setattr(watch, "now", lambda: later)
+    in_seconds(monkeypatch, 50)
     rollout.look()
     assert bench.metrics.asked[-1][2] == pytest.approx(50, abs=3)
+    bench.rollout().look()  # another process knows when the rollout began
+    assert bench.metrics.asked[-1][2] == pytest.approx(1050, abs=3)
 
 
 def test_a_watcher_that_starts_again_goes_on(bench: Bench) -> None:
@@ -434,7 +460,7 @@ def test_a_change_by_hand_ends_the_rollout_and_is_left_alone(bench: Bench) -> No
     rollout = bench.started()
     container = {"name": "kserve-container", "image": "docker.io/me/gpt2-predictor:9"}
     bench.kserve.change(containers=[container])
-    bench.metrics.canary = Version(Share(5, 5))
+    bench.metrics.canary = Seen(Share(5, 5))
     service = rollout.step()
     assert service.phase == "superseded"
     assert not service.running

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from predictor.errors import ConfigurationError
 from predictor.rollout.decide import Check, Decision, decide
-from predictor.rollout.evidence import Evidence, Histogram, Shadow, Version
+from predictor.rollout.evidence import Evidence, Histogram, Seen, Shadow
 from predictor.rollout.rules import RewardRule, Rules, ShadowRule, load_rules
 from predictor.rollout.statistics import Share, bounds
 from tests.conftest import ROOT
@@ -122,15 +122,15 @@ def latencies(n: float, median_ms: float) -> Histogram:
     return Histogram({b / 1000: round(n * at_most(b)) for b in bounds_ms} | {math.inf: n})
 
 
-def version(n: float, errors: float = 0, slowdown: float = 1) -> Version:
-    return Version(Share(errors, n), latencies(n - errors, 20 * slowdown), latencies(n - errors, 4 * slowdown))
+def version(n: float, errors: float = 0, slowdown: float = 1) -> Seen:
+    return Seen(Share(errors, n), latencies(n - errors, 20 * slowdown), latencies(n - errors, 4 * slowdown))
 
 
 RULES = Rules.model_validate({})
 LONG = 1e6
 
 
-def decided(stable: Version, canary: Version, percent: int = 10, step_s: float = LONG, **rules: Any) -> Decision:
+def decided(stable: Seen, canary: Seen, percent: int = 10, step_s: float = LONG, **rules: Any) -> Decision:
     given = Rules.model_validate(RULES.model_dump() | rules)
     return decide(percent, step_s, Evidence(stable, canary), given)
 
@@ -194,7 +194,7 @@ def fate(stable_rate: float, canary_rate: float, seconds: int, **rules: Any) -> 
     for second in range(1, seconds + 1):
         stable += sum(random.random() < stable_rate for _ in range(45))
         canary += sum(random.random() < canary_rate for _ in range(5))
-        decision = decided(Version(Share(stable, 45 * second)), Version(Share(canary, 5 * second)), **rules)
+        decision = decided(Seen(Share(stable, 45 * second)), Seen(Share(canary, 5 * second)), **rules)
         if decision.action != "hold":
             return decision
     return None
@@ -243,7 +243,7 @@ def test_answers_of_one_token_have_no_time_between_tokens_to_compare() -> None:
 
 
 def test_a_lower_reward_rolls_back_and_none_is_not_proof() -> None:
-    def rewarded(n: int, mean: float) -> Version:
+    def rewarded(n: int, mean: float) -> Seen:
         return replace(version(n), reward=Share((1 - mean) * n, n))
 
     assert decided(rewarded(20_000, 0.8), rewarded(2_000, 0.5), reward={}).kind == "Worse"

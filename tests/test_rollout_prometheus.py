@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 import predictor.observability
-from predictor.rollout.evidence import Version
+from predictor.rollout.evidence import Seen
 from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
 from predictor.rollout.rules import Rules
 from predictor.rollout.statistics import Share
@@ -97,7 +97,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     server.close()
 
 
-def read(prometheus: Prometheus, **rules: object) -> tuple[Version, Version]:
+def read(prometheus: Prometheus, **rules: object) -> tuple[Seen, Seen]:
     given = Rules.model_validate({"selector": 'namespace="default"'} | rules)
     return Metrics(prometheus.url + "/", given).read(STABLE, CANARY, SINCE_S)
 

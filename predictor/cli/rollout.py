@@ -57,6 +57,10 @@ def start(
         int | None,
         typer.Option(min=1, max=99, help="Its first share of the traffic.  [default: the rules' first step]"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=SOURCE", help="Other weights, with the same image or another: the new --model."),
+    ] = None,
     name: Name = "aitextgen",
     namespace: Namespace = "default",
     prometheus: Prometheus = _PROMETHEUS,
@@ -70,7 +74,7 @@ def start(
     The rules are read and Prometheus is asked first, so that what would stop a watcher is known now.
     """
     rollout = _rollout(name, namespace, prometheus, rules, dry_run)
-    rollout.start(image, percent)
+    rollout.start(image, percent, model)
     if and_watch:
         _watch(rollout, interval, forever=False)
 

@@ -37,7 +37,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class Seen:
     """What one revision did since the step began."""
 
     errors: Share = field(default_factory=lambda: Share(0, 0))
@@ -59,6 +59,6 @@ class Shadow:
 class Evidence:
     """All that a decision rests on."""
 
-    stable: Version
-    canary: Version
+    stable: Seen
+    canary: Seen
     shadow: Shadow | None = None

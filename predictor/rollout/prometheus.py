@@ -11,7 +11,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util import Retry
 
 from predictor.errors import PredictorError
-from predictor.rollout.evidence import Histogram, Version
+from predictor.rollout.evidence import Histogram, Seen
 from predictor.rollout.rules import Rules
 from predictor.rollout.statistics import Share
 
@@ -34,7 +34,7 @@ class Metrics:
         self._prometheus = PrometheusConnect(url=url.rstrip("/"), retry=Retry(0), timeout=_TIMEOUT_S)
         self._url, self._rules = url, rules
 
-    def read(self, stable: str, canary: str, seconds: float) -> tuple[Version, Version]:
+    def read(self, stable: str, canary: str, seconds: float) -> tuple[Seen, Seen]:
         """The last `seconds` of both revisions; raises `PrometheusUnavailable`."""
         revisions = (stable, canary)
         codes = self._grown(
@@ -45,8 +45,8 @@ class Metrics:
         itl = self._grown("predictor_inter_token_seconds_bucket", "le", revisions, seconds)
         rewards = self._rewards(revisions, seconds)
 
-        def version(revision: str) -> Version:
-            return Version(
+        def version(revision: str) -> Seen:
+            return Seen(
                 errors=Share(_sum(codes, revision), _sum(totals, revision)),
                 ttft_s=_histogram(ttft, revision),
                 itl_s=_histogram(itl, revision),

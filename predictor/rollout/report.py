@@ -32,14 +32,14 @@ def report(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Grou
 def _parts(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Iterator[RenderableType]:
     service, record = look.service, look.service.record
     facts = {
-        "image": service.image,
+        "image": service.version.image,
         "traffic": ", ".join(f"{revision} {percent}%" for revision, percent in service.traffic) or "none yet",
     }
     if record is not None:
         facts |= {
             "rollout": f"{service.phase}, at {service.percent}%, begun {record.started:%Y-%m-%d %H:%M:%S} UTC",
-            "stable": f"{record.stable_image} ({record.stable_revision})",
-            "canary": f"{record.image} ({service.newest_revision})",
+            "stable": f"{record.stable.told_beside(record.canary)} ({record.stable_revision})",
+            "canary": f"{record.canary.told_beside(record.stable)} ({service.newest_revision})",
         }
     yield _table(facts.items())
     if record is None:

@@ -24,13 +24,26 @@ _MODE = "serving.kserve.io/deploymentMode"
 _CONTAINER = "kserve-container"
 
 
+class Version(BaseModel):
+    """What distinguishes one version from the next: the image, and the weights it is told to serve."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image: str
+    model: str  # NAME=SOURCE, the value of `--model`; empty where the container is given none
+
+    def told_beside(self, other: Version) -> str:
+        """For people, who are told of the weights where these differ."""
+        return self.image if self.model == other.model else f"{self.image} with {self.model}"
+
+
 class Record(BaseModel):
     """What was so when a rollout began."""
 
     model_config = ConfigDict(frozen=True)
 
-    image: str
-    stable_image: str
+    canary: Version
+    stable: Version
     stable_revision: str
     newest_revision: str  # the canary's is a later one
     started: AwareDatetime
@@ -52,8 +65,11 @@ class Service:
         return str(self._metadata.get("annotations", {}).get(_MODE, ""))
 
     @property
-    def image(self) -> str:
-        return str(_container(self._predictor)["image"])
+    def version(self) -> Version:
+        container = _container(self._predictor)
+        place, prefix = _place_of_model(container.get("args", []))
+        model = "" if place is None else container["args"][place].removeprefix(prefix)
+        return Version(image=container["image"], model=model)
 
     @property
     def percent(self) -> int:
@@ -101,7 +117,7 @@ class Service:
         record = self.record
         if record is None:
             return None
-        if self.image != record.image:
+        if self.version != record.canary:
             return "superseded"
         if self.percent in (0, 100):
             return "promoted" if self.percent else "rolled back"
@@ -145,10 +161,14 @@ class Service:
     # ------------------------------------------------------------------------------------------------------- patches
 
     def start(self, record: Record, percent: int) -> Json:
-        """A merge patch: the record, the image and its share, all at once, or all the traffic would move."""
+        """A merge patch: the record, the version and its share, all at once, or all the traffic would move."""
         predictor: Json = {"canaryTrafficPercent": percent}
         predictor["containers"] = copy.deepcopy(self._predictor["containers"])  # a merge patch replaces lists whole
-        _container(predictor)["image"] = record.image
+        container = _container(predictor)
+        container["image"] = record.canary.image
+        place, prefix = _place_of_model(container.get("args", []))
+        if place is not None:
+            container["args"][place] = prefix + record.canary.model
         return self._patch(predictor) | {"metadata": self._versioned(annotations={RECORD: record.model_dump_json()})}
 
     def shift(self, percent: int) -> Json:
@@ -175,6 +195,16 @@ def _container(predictor: Json) -> Json:
     if not named or "image" not in named[0]:
         raise ConfigurationError(f"the InferenceService has no container {_CONTAINER} with an image")
     return named[0]
+
+
+def _place_of_model(args: list[str]) -> tuple[int | None, str]:
+    """Where the value of `--model` stands, and what stands before it in the same argument."""
+    for place, arg in enumerate(args):
+        if arg.startswith("--model="):
+            return place, "--model="
+        if arg == "--model" and place + 1 < len(args):
+            return place + 1, ""
+    return None, ""
 
 
 def check_image(image: str) -> str:

@@ -11,11 +11,11 @@ from rich.console import Group
 from predictor.errors import ConfigurationError
 from predictor.rollout.cluster import Cluster, ClusterError, Conflict
 from predictor.rollout.decide import Decision, decide
-from predictor.rollout.evidence import Evidence, Shadow, Version
+from predictor.rollout.evidence import Evidence, Seen, Shadow
 from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
 from predictor.rollout.report import Look, report
 from predictor.rollout.rules import Rules
-from predictor.rollout.service import Json, Record, Service, check_image, now
+from predictor.rollout.service import Json, Record, Service, Version, check_image, now
 from predictor.rollout.shadow import ShadowUnavailable, compare
 
 
@@ -33,8 +33,8 @@ class Rollout:
 
     # ------------------------------------------------------------------------------------------------------ by hand
 
-    def start(self, image: str, percent: int | None) -> None:
-        """Apply the image and its share (by default the first step's) in one patch.
+    def start(self, image: str, percent: int | None, model: str | None = None) -> None:
+        """Apply the image, the weights if others are to be served, and the share (the first step's) in one patch.
 
         Raises `ConfigurationError` where it could not work. A Prometheus that is away is told, no more.
         """
@@ -42,17 +42,21 @@ class Rollout:
         percent = self._rules.steps[0] if percent is None else percent
         if service.running:
             raise ConfigurationError(
-                f"a rollout of {service.image} is at {service.percent}%; promote or abort it first"
+                f"a rollout of {service.version.image} is at {service.percent}%; promote or abort it first"
             )
         if service.mode in ("Standard", "RawDeployment"):
             raise ConfigurationError(f"the service is in {service.mode} mode, where canaryTrafficPercent does nothing")
         if not service.stable_revision:
             raise ConfigurationError("no revision has served yet, and the first one takes all the traffic; wait for it")
-        if service.image == check_image(image):
+        named = service.version
+        if model is not None and not named.model:
+            raise ConfigurationError("--model: the service's container has no --model to replace")
+        canary = Version(image=check_image(image), model=named.model if model is None else model)
+        if canary == named:
             raise ConfigurationError(f"the service names {image} already; a new version needs a new tag")
         record = Record(
-            image=image,
-            stable_image=_stable_image(service),
+            canary=canary,
+            stable=_stable_version(service),
             stable_revision=service.stable_revision,
             newest_revision=service.newest_revision,
             started=now(),
@@ -61,7 +65,8 @@ class Rollout:
             self._metrics.read(record.stable_revision, record.stable_revision, 1)
         except PrometheusUnavailable as error:
             self._tell(f"{error}; a watcher will hold until it does")
-        message = f"{record.stable_image} -> {image}, {percent}% of the traffic once it is ready"
+        before, after = record.stable.told_beside(canary), canary.told_beside(record.stable)
+        message = f"{before} -> {after}, {percent}% of the traffic once it is ready"
         self._write(service, service.start(record, percent), "Started", message)
         self._tell(message)
 
@@ -69,15 +74,15 @@ class Rollout:
         """All the traffic to the canary."""
         service, record = self._running()
         if not service.canary_is_ready(record):
-            raise ConfigurationError(f"{record.image} is not ready yet; see `rollout status`")
-        message = f"promoted by hand: {record.image} gets all the traffic"
+            raise ConfigurationError(f"{record.canary.image} is not ready yet; see `rollout status`")
+        message = f"promoted by hand: {record.canary.told_beside(record.stable)} gets all the traffic"
         self._write(service, service.shift(100), "Promoted", message)
         self._tell(message)
 
     def abort(self) -> None:
         """All the traffic to the stable version."""
         service, record = self._running()
-        message = f"aborted by hand: {record.stable_image} gets all the traffic"
+        message = f"aborted by hand: {record.stable.told_beside(record.canary)} gets all the traffic"
         self._write(service, service.shift(0), "Aborted", message, warning=True)
         self._tell(message)
 
@@ -155,7 +160,7 @@ class Rollout:
         waited_s = (now() - record.started).total_seconds()
         if waited_s > self._rules.ready_timeout_s and not service.canary_is_ready(record):
             return Decision("rollback", "NotReady", f"rolled back: not ready after {waited_s:.0f} s", 0)
-        message = f"{record.image} is not ready yet, after {waited_s:.0f} s"
+        message = f"{record.canary.image} is not ready yet, after {waited_s:.0f} s"
         return Decision("hold", "Waiting", message, service.percent)
 
     def _compare(self, service: Service, record: Record) -> Look:
@@ -169,7 +174,7 @@ class Rollout:
                 shadow = compare(self._rules.shadow, self._cluster.name, *map(service.url_of, revisions))
             except ShadowUnavailable as error:
                 unavailable = "ShadowUnavailable", str(error)
-        stable = canary = Version()
+        stable = canary = Seen()
         try:
             stable, canary = self._metrics.read(*revisions, step_s)
         except PrometheusUnavailable as error:
@@ -203,10 +208,11 @@ class Rollout:
             self._tell(str(error))
 
 
-def _stable_image(service: Service) -> str:
-    """The image that has the traffic now; raises `ConfigurationError` where two have some."""
+def _stable_version(service: Service) -> Version:
+    """The version that has the traffic now; raises `ConfigurationError` where two have some."""
     if service.percent == 100:
-        return service.image
+        return service.version
     if service.percent == 0 and service.record is not None:  # rolled back: the service still names what failed
-        return service.record.stable_image
-    raise ConfigurationError(f"{service.image} has {service.percent}% of the traffic; give it all or none first")
+        return service.record.stable
+    share = f"{service.version.image} has {service.percent}% of the traffic"
+    raise ConfigurationError(f"{share}; give it all or none first")

@@ -129,7 +129,10 @@ class ApiServer:
                 return JSONResponse(self._store.delete(resource, *where))
             body = await request.json()
             change = _replacement(resource, body) if request.method == "PUT" else _patch(resource, request, body)
-            return JSONResponse(self._store.change(resource, *where, change, status))
+            # As Kubernetes names a client that does not say who it is.
+            agent = request.headers.get("user-agent", "unknown").split("/")[0]
+            manager = request.query_params.get("fieldManager", agent)
+            return JSONResponse(self._store.change(resource, *where, change, manager=manager, status=status))
 
         return serve
 

@@ -2,7 +2,8 @@
 
 Kept to Kubernetes' letter: `resourceVersion` moves with every real change and with no other; an update that carries a
 stale one is refused (409); `generation` moves with the spec alone; `status` is changed through its subresource alone.
-Left out: admission, schemas, defaults, server-side apply, managed fields, deletion with finalizers.
+`managedFields` says who changed an object and when, to the second, but not which fields. Left out: admission, schemas,
+defaults, server-side apply, deletion with finalizers.
 """
 
 from __future__ import annotations
@@ -113,8 +114,7 @@ class ObjectStore:
             if (resource, namespace, name) in self._objects:
                 message = f'{resource.qualified} "{name}" already exists'
                 raise ApiError(409, "AlreadyExists", message, name=name, group=resource.group, kind=resource.plural)
-            now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            metadata |= {"namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now}
+            metadata |= {"namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now()}
             new |= {"apiVersion": resource.api_version, "kind": resource.kind}
             if resource.custom:
                 metadata["generation"] = 1
@@ -127,6 +127,8 @@ class ObjectStore:
         namespace: str,
         name: str,
         change: Callable[[Object], Object],
+        *,
+        manager: str,
         status: bool = False,
     ) -> Object:
         """Replace an object by `change` of a copy of it; with `status`, of its status alone, else all but that.
@@ -148,13 +150,14 @@ class ObjectStore:
             elif resource.custom:
                 new.pop("status", None)
                 new |= {"status": deepcopy(current["status"])} if "status" in current else {}
-            kept = ("name", "namespace", "uid", "creationTimestamp", "generation", "resourceVersion")
+            kept = ("name", "namespace", "uid", "creationTimestamp", "generation", "resourceVersion", "managedFields")
             new["metadata"] |= {key: current["metadata"][key] for key in kept if key in current["metadata"]}
             new |= {"apiVersion": resource.api_version, "kind": resource.kind}
             if new == current:
                 return deepcopy(current)
             if resource.custom and new.get("spec") != current.get("spec"):
                 new["metadata"]["generation"] += 1
+            _note_manager(new["metadata"], resource, manager, status)
             return self._keep("MODIFIED", resource, new)
 
     def delete(self, resource: Resource, namespace: str, name: str) -> Object:
@@ -188,6 +191,24 @@ class ObjectStore:
         self._history.append(Change(self._version, kind, resource, deepcopy(new)))
         self._changed.notify_all()
         return new
+
+
+def now() -> str:
+    """The time as Kubernetes writes it, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _note_manager(metadata: Object, resource: Resource, manager: str, status: bool) -> None:
+    """An entry per manager; its time is that of its last change of a value."""
+    entry = {"manager": manager, "operation": "Update", "apiVersion": resource.api_version, "time": now()}
+    if status:
+        entry["subresource"] = "status"
+    others = [
+        each
+        for each in metadata.get("managedFields", [])
+        if (each["manager"], each.get("subresource")) != (manager, entry.get("subresource"))
+    ]
+    metadata["managedFields"] = [*others, entry]
 
 
 def _invalid(resource: Resource, name: str, why: str) -> ApiError:
