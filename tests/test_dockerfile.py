@@ -1,8 +1,12 @@
-"""The Dockerfile without building it: hadolint, and what the manifests and the README promise of the image."""
+"""The Dockerfile without building it: hadolint, and what the manifests and the README promise of the image.
+
+tests/test_image.py builds it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +42,7 @@ def parse(text: str) -> tuple[dict[str, Stage], dict[str, str]]:
     arguments: dict[str, str] = {}
     stage = ""
     for keyword, value in (line.split(maxsplit=1) for line in lines if line.strip()):
-        if keyword == "ARG":
+        if keyword == "ARG" and "=" in value:
             name, _, default = value.partition("=")
             arguments[name] = default
         if keyword == "FROM":
@@ -80,7 +84,9 @@ def test_the_image_runs_as_a_numeric_user_that_is_not_root(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_everything_that_is_written_goes_to_tmp(target: str) -> None:
-    environment = dict(pair.split("=", 1) for value in STAGES[f"{target}-base"].values("ENV") for pair in value.split())
+    assert STAGES[target].base == f"{target}-packages"
+    assert STAGES[f"{target}-packages"].base == "base"
+    environment = dict(pair.split("=", 1) for value in STAGES["base"].values("ENV") for pair in value.split())
     assert environment["HOME"] == "/tmp"
     assert environment["HF_HOME"].startswith("/tmp/")
     assert environment["PYTHONDONTWRITEBYTECODE"] == "1"
@@ -114,17 +120,19 @@ def test_no_weights_reach_the_build() -> None:
 def test_torch_is_the_version_of_pyproject_and_v100_has_kernels_in_it() -> None:
     pinned = re.search(r'"torch==([^"]+)"', (ROOT / "pyproject.toml").read_text())
     assert pinned is not None
+    assert ARGUMENTS["TORCH_VERSION"] == pinned[1]
     for target in ("cpu", "gpu"):
-        assert f"TORCH_VERSION={pinned[1]}" in STAGES[f"{target}-packages"].values("ARG")
+        assert "TORCH_VERSION" in STAGES[f"{target}-packages"].values("ARG"), "an ARG before FROM is unset after it"
     assert "TORCH_INDEX=" in STAGES["cpu-packages"].values("ARG")
     assert "TORCH_INDEX=https://download.pytorch.org/whl/cu126" in STAGES["gpu-packages"].values("ARG")
-    assert ARGUMENTS["CUDA_VERSION"].startswith("12.6.")
+    assert "TORCH_CUDA=12.6" in STAGES["gpu-packages"].values("ARG")
+    assert re.search(r"cuda:12\.6\.\d+-devel-", ARGUMENTS["CUDA_IMAGE"])
 
 
 def test_our_cuda_kernels_are_compiled_for_v100_by_torchs_cuda_and_copied() -> None:
     kernels = STAGES["gpu-kernels"]
-    assert kernels.base == STAGES["apex-on"].base
-    assert "--architectures 70 " in kernels.values("RUN")[-1]
+    assert kernels.base == "cuda"
+    assert "/cuda-12.6/bin/nvcc --architectures 70 " in kernels.values("RUN")[-1]
     folder = build.library_path().parent.relative_to(ROOT)
     assert f"--from=gpu-kernels /app/{folder} {folder}" in STAGES["gpu"].values("COPY")
     (sources,) = kernels.values("COPY")
@@ -134,25 +142,56 @@ def test_our_cuda_kernels_are_compiled_for_v100_by_torchs_cuda_and_copied() -> N
     assert "**/build" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
-def test_both_targets_install_the_same_packages() -> None:
-    assert STAGES["cpu-packages"].values("RUN")[-1] == STAGES["gpu-packages"].values("RUN")[-1]
-    assert STAGES["cpu-base"].values("RUN") == STAGES["gpu-base"].values("RUN")
-    assert STAGES["cpu-base"].values("ENV") == STAGES["gpu-base"].values("ENV")
-    for keyword in ("USER", "EXPOSE", "ENTRYPOINT"):
+def test_both_targets_install_the_same_packages_and_run_alike() -> None:
+    cpu, gpu = STAGES["cpu-packages"], STAGES["gpu-packages"]
+    assert gpu.values("RUN")[:2] == cpu.values("RUN")
+    assert gpu.values("COPY") == cpu.values("COPY")
+    for keyword in ("USER", "EXPOSE", "ENTRYPOINT", "ARG", "LABEL"):
         assert STAGES["cpu"].values(keyword) == STAGES["gpu"].values(keyword)
 
 
+def test_only_nvcc_needs_nvidias_registry() -> None:
+    outside = {name: stage.base for name, stage in STAGES.items() if stage.base not in STAGES}
+    assert outside == {"base": "${BASE}", "cuda": "${CUDA_IMAGE}"}
+
+
 def test_every_base_has_a_fixed_tag() -> None:
-    for name, stage in STAGES.items():
-        base = re.sub(r"\$\{(\w+)\}", lambda match: ARGUMENTS[match[1]], stage.base)
-        assert base in STAGES or re.fullmatch(r"[a-z./-]+:\d+\.\d+[\w.-]*", base), f"{name}: {base}"
+    for name in ("BASE", "CUDA_IMAGE"):
+        assert re.fullmatch(r"[a-z./-]+:\d+\.\d+[\w.-]*", ARGUMENTS[name]), name
 
 
-def test_apex_is_off_until_asked_for_and_pinned_to_a_commit() -> None:
-    assert ARGUMENTS["APEX"] == "off"
-    assert STAGES["gpu-venv"].base == "apex-${APEX}"
-    assert STAGES["apex-off"] == Stage("gpu-packages", ())
+def test_bases_are_pinned_by_digest_and_the_images_then_built_on_those(tmp_path: Path) -> None:
+    """`make image-digests` with a skopeo that answers for the registry."""
+    for name in ("Makefile", "Dockerfile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    digest = "sha256:" + "5" * 64
+    skopeo = tmp_path / "bin" / "skopeo"
+    skopeo.parent.mkdir()
+    skopeo.write_text(f"#!/bin/sh\necho $4 >> asked\necho {digest}\n")
+    skopeo.chmod(0o755)
+    environment = os.environ | {"PATH": f"{skopeo.parent}:{os.environ['PATH']}"}
+
+    def make(*arguments: str) -> str:
+        return subprocess.run(
+            ["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    make("image-digests")
+    tags = [ARGUMENTS["BASE"], ARGUMENTS["CUDA_IMAGE"]]
+    assert (tmp_path / "asked").read_text().split() == [f"docker://{tag}" for tag in tags]
+    base, cuda = (f"{tag.rpartition(':')[0]}@{digest}" for tag in tags)
+    for target in ("image-cpu", "image-gpu"):
+        command = make("--dry-run", target)
+        assert f"--build-arg BASE={base} " in command
+        assert f"--build-arg CUDA_IMAGE={cuda} " in command
+    assert "--build-arg BASE=mine " in make("--dry-run", "image-cpu", "BASE=mine")
+
+
+def test_apex_is_in_a_target_of_its_own_and_pinned_to_a_commit() -> None:
+    assert STAGES["gpu-apex"].base == "gpu"
+    assert STAGES["gpu-apex"].values("USER")[-1] == STAGES["gpu"].values("USER")[-1]
+    assert {name for name, stage in STAGES.items() if "apex" in str(stage.instructions)} == {"apex-wheel", "gpu-apex"}
     assert re.fullmatch(r"[0-9a-f]{40}", ARGUMENTS["APEX_COMMIT"])
-    build = " ".join(STAGES["apex-on"].values("ENV"))
+    settings = " ".join(STAGES["apex-wheel"].values("ENV"))
     for setting in ('TORCH_CUDA_ARCH_LIST="7.0;8.0;9.0"', "APEX_CPP_EXT=1", "APEX_CUDA_EXT=1"):
-        assert setting in build
+        assert setting in settings

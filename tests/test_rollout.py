@@ -33,7 +33,7 @@ from tests.canary.objects import INFERENCE_SERVICES, Object, ObjectStore
 from tests.processes import free_port
 
 OLD, NEW = "docker.io/me/gpt2-predictor:0.1.0", "docker.io/me/gpt2-predictor:0.2.0"
-STABLE, CANARY = "aitextgen-predictor-00001", "aitextgen-predictor-00002"
+STABLE, CANARY, THIRD = (f"aitextgen-predictor-{number:05d}" for number in (1, 2, 3))
 WHERE = INFERENCE_SERVICES, "default", "aitextgen"
 
 
@@ -290,12 +290,65 @@ def test_nothing_is_promoted_or_aborted_where_nothing_runs(bench: Bench, what: s
 
 def test_after_a_rollback_the_stable_image_is_still_the_stable_one(bench: Bench) -> None:
     bench.started().abort()
-    bench.kserve.report(CANARY, CANARY)
+    bench.kserve.report(CANARY, STABLE)
     bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
     record = Service(bench.kserve.service).record
     assert record is not None
     assert (record.stable.image, record.stable_revision) == (OLD, STABLE)
     assert record.newest_revision == CANARY
+
+
+def test_a_canary_that_was_rolled_back_gets_nothing_while_the_next_one_loads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Knative it is the latest revision that is ready, to which the new one's share would go."""
+    bench.started().abort()
+    bench.kserve.report(CANARY, CANARY)
+    shares: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 3
+        shares.append(bench.kserve.predictor["canaryTrafficPercent"])
+        bench.kserve.report(THIRD, CANARY if len(shares) < 3 else THIRD)
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10, interval_s=3)
+    assert shares == [0, 0, 0]
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert bench.kserve.events[-1] == (
+        "Normal", "RolloutShared", f"{THIRD} is ready and gets 10% of the traffic",
+    )  # fmt: skip
+    assert not any("dry run" in line for line in bench.lines)
+
+
+def test_a_next_one_that_fails_gets_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.started().abort()
+    bench.kserve.report(CANARY, CANARY)
+    failed = {"type": "PredictorReady", "status": "False", "reason": "RevisionFailed", "message": "no such image"}
+    monkeypatch.setattr(watch.time, "sleep", lambda _: bench.kserve.report(THIRD, CANARY, failed))
+    with pytest.raises(ConfigurationError, match=r"0\.3\.0 got no traffic: no such image"):
+        bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_a_next_one_that_is_never_ready_gets_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.started().abort()
+    bench.kserve.report(CANARY, CANARY)
+    monkeypatch.setattr(watch.time, "sleep", lambda _: None)
+    with pytest.raises(ConfigurationError, match="got no traffic: not ready after"):
+        bench.rollout(ready_timeout_s=0.05).start("docker.io/me/gpt2-predictor:0.3.0", 10)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_a_version_that_was_rolled_back_may_be_tried_again(bench: Bench) -> None:
+    bench.started().abort()
+    bench.kserve.report(CANARY, CANARY)
+    before = bench.kserve.service["metadata"]["annotations"]
+    bench.rollout().start(NEW, 20)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 20
+    assert bench.kserve.service["metadata"]["annotations"] == before
+    bench.kserve.report(CANARY, CANARY)
+    assert Service(bench.kserve.service).phase == "comparing"
 
 
 # ---------------------------------------------------------------------------------------------------------- watched

@@ -74,7 +74,7 @@ def start(
     The rules are read and Prometheus is asked first, so that what would stop a watcher is known now.
     """
     rollout = _rollout(name, namespace, prometheus, rules, dry_run)
-    rollout.start(image, percent, model)
+    rollout.start(image, percent, model, interval)
     if and_watch:
         _watch(rollout, interval, forever=False)
 

@@ -99,6 +99,11 @@ class Service:
         return str(self._component.get("latestCreatedRevision", ""))
 
     @property
+    def ready_revision(self) -> str:
+        """The newest revision that is ready: to Knative the "latest" one, which has the canary's share."""
+        return str(self._component.get("latestReadyRevision", ""))
+
+    @property
     def traffic(self) -> list[tuple[str, int]]:
         """Revisions and their shares."""
         entries: list[Json] = self._component.get("traffic", [])
@@ -132,7 +137,7 @@ class Service:
         return self.newest_revision not in (record.newest_revision, record.stable_revision)
 
     def canary_is_ready(self, record: Record) -> bool:
-        return self.canary_is_made(record) and self._component.get("latestReadyRevision") == self.newest_revision
+        return self.canary_is_made(record) and self.ready_revision == self.newest_revision
 
     def failure(self, record: Record) -> str | None:
         """Why the canary will not become ready or has ceased to be, in Knative's words."""

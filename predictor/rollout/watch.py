@@ -33,27 +33,25 @@ class Rollout:
 
     # ------------------------------------------------------------------------------------------------------ by hand
 
-    def start(self, image: str, percent: int | None, model: str | None = None) -> None:
+    def start(self, image: str, percent: int | None = None, model: str | None = None, interval_s: float = 10) -> None:
         """Apply the image, the weights if others are to be served, and the share (the first step's) in one patch.
+
+        Where the newest revision that is ready is one that was rolled back, Knative would give it the share until the
+        new one is ready: the image then goes out with 0%, and its share when it is ready, which is waited for here.
+        A version that was rolled back, named again, gets its share again.
 
         Raises `ConfigurationError` where it could not work. A Prometheus that is away is told, no more.
         """
         service = self._cluster.read()
         percent = self._rules.steps[0] if percent is None else percent
-        if service.running:
-            raise ConfigurationError(
-                f"a rollout of {service.version.image} is at {service.percent}%; promote or abort it first"
-            )
-        if service.mode in ("Standard", "RawDeployment"):
-            raise ConfigurationError(f"the service is in {service.mode} mode, where canaryTrafficPercent does nothing")
-        if not service.stable_revision:
-            raise ConfigurationError("no revision has served yet, and the first one takes all the traffic; wait for it")
-        named = service.version
-        if model is not None and not named.model:
-            raise ConfigurationError("--model: the service's container has no --model to replace")
-        canary = Version(image=check_image(image), model=named.model if model is None else model)
-        if canary == named:
-            raise ConfigurationError(f"the service names {image} already; a new version needs a new tag")
+        canary = self._startable(service, image, model)
+        try:
+            self._metrics.read(service.stable_revision, service.stable_revision, 1)
+        except PrometheusUnavailable as error:
+            self._tell(f"{error}; a watcher will hold until it does")
+        if service.phase == "rolled back" and canary == service.version:
+            self._share_when_ready(percent, interval_s)
+            return
         record = Record(
             canary=canary,
             stable=_stable_version(service),
@@ -61,13 +59,48 @@ class Rollout:
             newest_revision=service.newest_revision,
             started=now(),
         )
-        try:
-            self._metrics.read(record.stable_revision, record.stable_revision, 1)
-        except PrometheusUnavailable as error:
-            self._tell(f"{error}; a watcher will hold until it does")
         before, after = record.stable.told_beside(canary), canary.told_beside(record.stable)
         message = f"{before} -> {after}, {percent}% of the traffic once it is ready"
-        self._write(service, service.start(record, percent), "Started", message)
+        held_back = service.ready_revision != service.stable_revision
+        self._write(service, service.start(record, 0 if held_back else percent), "Started", message)
+        self._tell(message)
+        if held_back and not self._dry_run:
+            self._share_when_ready(percent, interval_s)
+
+    def _startable(self, service: Service, image: str, model: str | None) -> Version:
+        """The version to roll out, if it can be; raises `ConfigurationError`."""
+        named = service.version
+        if service.running:
+            raise ConfigurationError(f"a rollout of {named.image} is at {service.percent}%; promote or abort it first")
+        if service.mode in ("Standard", "RawDeployment"):
+            raise ConfigurationError(f"the service is in {service.mode} mode, where canaryTrafficPercent does nothing")
+        if not service.stable_revision:
+            raise ConfigurationError("no revision has served yet, and the first one takes all the traffic; wait for it")
+        if model is not None and not named.model:
+            raise ConfigurationError("--model: the service's container has no --model to replace")
+        canary = Version(image=check_image(image), model=named.model if model is None else model)
+        if canary == named and service.phase != "rolled back":
+            raise ConfigurationError(f"the service names {image} already; a new version needs a new tag")
+        return canary
+
+    def _share_when_ready(self, percent: int, interval_s: float) -> None:
+        """Give the version that has 0% its share; raises `ConfigurationError` where it will not be ready."""
+        began = time.monotonic()
+        while True:
+            service = self._cluster.read()
+            record = service.record
+            if record is None or service.phase != "rolled back":
+                raise ConfigurationError("the service was changed by somebody else meanwhile; see `rollout status`")
+            waited_s = time.monotonic() - began
+            if service.canary_is_ready(record):
+                break
+            if (failure := service.failure(record)) is not None or waited_s > self._rules.ready_timeout_s:
+                why = failure or f"not ready after {waited_s:.0f} s"
+                raise ConfigurationError(f"{record.canary.image} got no traffic: {why}")
+            self._tell(f"0% until {record.canary.image} is ready, after {waited_s:.0f} s")
+            time.sleep(interval_s)
+        message = f"{service.newest_revision} is ready and gets {percent}% of the traffic"
+        self._write(service, service.shift(percent), "Shared", message)
         self._tell(message)
 
     def promote(self) -> None:

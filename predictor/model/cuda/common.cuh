@@ -61,7 +61,8 @@ struct Same {
 template <typename... P>
 int launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, typename Same<P>::type... arguments) {
     void* pointers[] = {&arguments...};
-    const cudaError_t status = cudaLaunchKernel(kernel, grid, block, pointers, 0, stream);
+    // The type is named because CUDA 12 declares `const T*`, which nvcc 12 deduces from no pointer to a function.
+    const cudaError_t status = cudaLaunchKernel<void(P...)>(kernel, grid, block, pointers, 0, stream);
     if (status != cudaSuccess) cudaGetLastError();  // forgets it, or torch would find it after a launch of its own
     return status;
 }

@@ -133,13 +133,18 @@ void run(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments, std::ind
     }
 }
 
+template <typename... P>
+void run(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments) {
+    run(kernel, grid, block, arguments, std::index_sequence_for<P...>());
+}
+
 }  // namespace emulation
 
 extern "C" __attribute__((used)) inline void emulate_backwards(int yes) { emulation::backwards = yes; }
 
-template <typename... P>
-cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
-    emulation::run(kernel, grid, block, arguments, std::index_sequence_for<P...>());
+template <typename Kernel>
+cudaError_t cudaLaunchKernel(Kernel* kernel, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+    emulation::run(kernel, grid, block, arguments);
     return cudaSuccess;
 }
 
