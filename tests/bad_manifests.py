@@ -198,7 +198,6 @@ BAD: dict[str, dict[str, list[Spoil]]] = {
     "components/canary": {
         "a_canary_has_a_tag_and_a_share": [
             lambda o, f: predictor_of(o).pop("canaryTrafficPercent"),
-            lambda o, f: _annotations(o).pop("gpt2-predictor/canary-tag"),
             lambda o, f: container_of(o).update(image=container_of(rendered("base"))["image"]),
         ],
         "annotations_are_known": [lambda o, f: _annotations(o).update({"serving.kserve.io/enable-tag-routing": "yes"})],

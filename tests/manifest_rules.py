@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from predictor.settings import Settings
 from tests.manifest_pods import POD_RULES
 from tests.manifest_wiring import WIRING_RULES
-from tests.manifests import Flags, Json, Rule, flags_of, is_standard, of_kind, services, storage_uri
+from tests.manifests import BASE_TAG, Flags, Json, Rule, flags_of, is_standard, of_kind, services, storage_uri, tag_of
 
 # Annotations that mean something to KServe or Knative, and their values; any other key of theirs is a typo.
 ANNOTATIONS = {
@@ -21,7 +21,7 @@ ANNOTATIONS = {
     "serving.kserve.io/autoscalerClass": r"external|none",
     "serving.kserve.io/enable-tag-routing": r"true",
     "serving.knative.dev/progress-deadline": r"\d+s",
-    "gpt2-predictor/canary-tag": r"[\w.-]+",  # components/canary takes it to the image
+    "autoscaling.knative.dev/scale-down-delay": r"\d+[ms]",
     "autoscaling.knative.dev/scale-to-zero-pod-retention-period": r"\d+[ms]",
 }
 
@@ -178,12 +178,10 @@ def scale_makes_sense(objects: list[Json], flags: Flags) -> Iterator[str]:
 
 
 def a_canary_has_a_tag_and_a_share(objects: list[Json], flags: Flags) -> Iterator[str]:
-    for service, predictor, container in services(objects):
-        tag = service["metadata"].get("annotations", {}).get("gpt2-predictor/canary-tag")
-        if (tag is None) != ("canaryTrafficPercent" not in predictor):
+    for _, predictor, container in services(objects):
+        is_new = tag_of(container["image"]) not in {BASE_TAG, f"{BASE_TAG}-cpu"}
+        if is_new != ("canaryTrafficPercent" in predictor):
             yield "a canary's tag and canaryTrafficPercent go in one apply, or the new revision takes everything"
-        elif tag is not None and container["image"].partition("@")[0].rpartition(":")[2] not in {tag, f"{tag}-cpu"}:
-            yield f"the canary is {tag}, the image {container['image']}"
 
 
 def knative_scales_by_concurrency(objects: list[Json], flags: Flags) -> Iterator[str]:

@@ -16,6 +16,9 @@ import yaml
 
 from tests.conftest import ROOT, left_out
 
+# The stable version's, in the one place that has it.
+BASE_TAG = yaml.safe_load((ROOT / "manifests" / "base" / "kustomization.yaml").read_text())["images"][0]["newTag"]
+
 MANIFESTS = ROOT / "manifests"
 BASE = MANIFESTS / "base"
 
@@ -163,3 +166,8 @@ def storage_uri(container: Json) -> str:
     """Where KServe takes the model from, or ""."""
     values = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
     return str(values.get("STORAGE_URI", ""))
+
+
+def tag_of(image: str) -> str:
+    """What follows the repository, a digest left out."""
+    return image.partition("@")[0].rpartition(":")[2]
