@@ -231,7 +231,7 @@ def test_start_refuses_while_another_rollout_runs(bench: Bench) -> None:
 
 def test_start_refuses_a_canary_that_was_begun_by_hand(bench: Bench) -> None:
     bench.kserve.change(canaryTrafficPercent=20)
-    with pytest.raises(ConfigurationError, match=r"0\.1\.0 has 20% of the traffic"):
+    with pytest.raises(ConfigurationError, match=r"0\.1\.0 has 20% of the traffic, by hand; promote or abort it first"):
         bench.rollout().start(NEW, 10)
 
 
@@ -283,9 +283,17 @@ def test_promote_waits_for_readiness(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("what", ["promote", "abort"])
-def test_nothing_is_promoted_or_aborted_where_nothing_runs(bench: Bench, what: str) -> None:
-    with pytest.raises(ConfigurationError, match="no rollout is running"):
+def test_nothing_is_promoted_or_aborted_where_no_canary_has_a_share(bench: Bench, what: str) -> None:
+    with pytest.raises(ConfigurationError, match="no canary has a share"):
         getattr(bench.rollout(), what)()
+
+
+def test_a_rollout_that_an_apply_has_superseded_can_be_aborted(bench: Bench) -> None:
+    """`kubectl apply` of the files sets the image back and keeps the share."""
+    bench.started()
+    bench.kserve.change(containers=[{"name": "kserve-container", "image": OLD}])
+    bench.rollout().abort()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
 
 
 def test_after_a_rollback_the_stable_image_is_still_the_stable_one(bench: Bench) -> None:

@@ -37,7 +37,7 @@ class Past:
     ) -> None:
         """`values` at even steps from `first` to `last` seconds ago; between them it is scraped with the last value."""
         told = {"namespace": "default", "pod": pod, "revision": revision, "model_name": "aitextgen"} | labels
-        text = ",".join(f'{key}="{value}"' for key, value in sorted(told.items()))
+        text = ",".join(f'{key}="{value}"' for key, value in sorted(told.items()) if value)
         scrapes = (first - last) // EVERY_S
         for scrape in range(scrapes + 1):
             value = values[min(scrape * len(values) // (scrapes + 1), len(values) - 1)]
@@ -74,6 +74,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         code="500",
         namespace="staging",
     )
+    past.add(total, "e", "bare-00002", 50, 5, [5], code="200", namespace="")
     for le, count in [("0.01", 5), ("0.02", 19), ("+Inf", 20)]:
         past.add("predictor_time_to_first_token_seconds_bucket", "c", CANARY, 50, 5, [count], le=le)
         past.add("predictor_inter_token_seconds_bucket", "c", CANARY, 50, 5, [count - 5], le=le)
@@ -98,8 +99,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 def read(prometheus: Prometheus, **rules: object) -> tuple[Seen, Seen]:
-    given = Rules.model_validate({"selector": 'namespace="default"'} | rules)
-    return Metrics(prometheus.url + "/", given).read(STABLE, CANARY, SINCE_S)
+    return Metrics(prometheus.url + "/", "default", Rules.model_validate(rules)).read(STABLE, CANARY, SINCE_S)
 
 
 def test_answers_since_the_step_began_are_counted_exactly(prometheus: Prometheus) -> None:
@@ -109,9 +109,21 @@ def test_answers_since_the_step_began_are_counted_exactly(prometheus: Prometheus
     assert canary.errors == Share(1, 20 + 1 + 2)
 
 
-def test_the_selector_keeps_other_namespaces_out(prometheus: Prometheus) -> None:
-    _, canary = read(prometheus, selector="")
-    assert canary.errors.total > 23
+def test_a_revision_of_the_same_name_in_another_namespace_is_left_out(prometheus: Prometheus) -> None:
+    staging = Metrics(prometheus.url, "staging", Rules.model_validate({})).read(STABLE, CANARY, SINCE_S)[1]
+    assert staging.errors == Share(8000, 8000)
+    _, canary = read(prometheus)
+    assert canary.errors == Share(1, 23)
+
+
+def test_a_prometheus_without_namespaces_is_asked_too(prometheus: Prometheus) -> None:
+    metrics = Metrics(prometheus.url, "default", Rules.model_validate({}))
+    assert metrics.read("bare-00001", "bare-00002", SINCE_S)[1].errors == Share(0, 5)
+
+
+def test_the_rules_may_narrow_what_is_counted(prometheus: Prometheus) -> None:
+    _, canary = read(prometheus, selector='pod!="c"')
+    assert canary.errors.total == 0
 
 
 def test_the_rules_say_which_codes_are_errors(prometheus: Prometheus) -> None:
@@ -141,7 +153,7 @@ def test_a_query_that_is_refused_is_told(prometheus: Prometheus) -> None:
 def test_a_prometheus_that_is_away_is_told_in_one_line() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(PrometheusUnavailable, match=f"Prometheus at {url} does not answer: ") as caught:
-        Metrics(url, Rules.model_validate({})).read(STABLE, CANARY, 60)
+        Metrics(url, "default", Rules.model_validate({})).read(STABLE, CANARY, 60)
     assert "refused" in str(caught.value)
     assert "0x" not in str(caught.value)
     assert "\n" not in str(caught.value)

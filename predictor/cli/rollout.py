@@ -43,7 +43,7 @@ def _rollout(
     from predictor.rollout.watch import Rollout
 
     known = load_rules(rules)
-    return Rollout(Cluster(name, namespace), Metrics(prometheus, known), known, _tell, dry_run=dry_run)
+    return Rollout(Cluster(name, namespace), Metrics(prometheus, namespace, known), known, _tell, dry_run=dry_run)
 
 
 def _tell(line: str) -> None:

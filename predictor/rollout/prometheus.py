@@ -29,10 +29,12 @@ class PrometheusUnavailable(PredictorError):
 class Metrics:
     """Counts since a moment, by revision."""
 
-    def __init__(self, url: str, rules: Rules) -> None:
+    def __init__(self, url: str, namespace: str, rules: Rules) -> None:
         # A retry would come when the next look is due anyway.
         self._prometheus = PrometheusConnect(url=url.rstrip("/"), retry=Retry(0), timeout=_TIMEOUT_S)
         self._url, self._rules = url, rules
+        # Two namespaces may have revisions of one name. Empty: a Prometheus that was told of no namespaces.
+        self._selector = f', namespace=~"{namespace}|"' + (f", {rules.selector}" if rules.selector else "")
 
     def read(self, stable: str, canary: str, seconds: float) -> tuple[Seen, Seen]:
         """The last `seconds` of both revisions; raises `PrometheusUnavailable`."""
@@ -70,8 +72,7 @@ class Metrics:
         canary's series are new. A pod that has gone still counts; one whose container restarted counts from its
         highest value only.
         """
-        selector = f", {self._rules.selector}" if self._rules.selector else ""
-        series = f'{metric}{{revision=~"{"|".join(revisions)}"{also}{selector}}}'
+        series = f'{metric}{{revision=~"{"|".join(revisions)}"{also}{self._selector}}}'
         window = f"{max(math.ceil(seconds), 1)}s"
         now = f"max_over_time({series}[{window}])"
         labels = f"revision, {by}" if by else "revision"

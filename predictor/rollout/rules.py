@@ -69,7 +69,7 @@ class Rules(_Rule):
     rollback_risk: Share = Field(
         0.05, description="chance, in each comparison at each step, that a canary within its margin is rolled back"
     )
-    selector: str = Field("", description='more label matchers for every query, such as namespace="models"')
+    selector: str = Field("", description='more label matchers for every query, such as cluster="north"')
 
     reward: RewardRule | None = None
     shadow: ShadowRule | None = None

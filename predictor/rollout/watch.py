@@ -104,27 +104,26 @@ class Rollout:
         self._tell(message)
 
     def promote(self) -> None:
-        """All the traffic to the canary."""
-        service, record = self._running()
-        if not service.canary_is_ready(record):
-            raise ConfigurationError(f"{record.canary.image} is not ready yet; see `rollout status`")
-        message = f"promoted by hand: {record.canary.told_beside(record.stable)} gets all the traffic"
+        """All the traffic to the newest revision, whoever began its canary."""
+        service = self._split_service()
+        if service.ready_revision != service.newest_revision:
+            raise ConfigurationError(f"{service.version.image} is not ready yet; see `rollout status`")
+        message = f"promoted by hand: {service.newest_revision} gets all the traffic"
         self._write(service, service.shift(100), "Promoted", message)
         self._tell(message)
 
     def abort(self) -> None:
-        """All the traffic to the stable version."""
-        service, record = self._running()
-        message = f"aborted by hand: {record.stable.told_beside(record.canary)} gets all the traffic"
+        """All the traffic to the stable revision, whoever began the canary."""
+        service = self._split_service()
+        message = f"aborted by hand: {service.stable_revision} gets all the traffic"
         self._write(service, service.shift(0), "Aborted", message, warning=True)
         self._tell(message)
 
-    def _running(self) -> tuple[Service, Record]:
+    def _split_service(self) -> Service:
         service = self._cluster.read()
-        record = service.record
-        if record is None or not service.running:
-            raise ConfigurationError("no rollout is running; see `rollout status`")
-        return service, record
+        if service.percent in (0, 100):
+            raise ConfigurationError("no canary has a share of the traffic; see `rollout status`")
+        return service
 
     # ------------------------------------------------------------------------------------------------------ watched
 
@@ -247,5 +246,7 @@ def _stable_version(service: Service) -> Version:
         return service.version
     if service.percent == 0 and service.record is not None:  # rolled back: the service still names what failed
         return service.record.stable
-    share = f"{service.version.image} has {service.percent}% of the traffic"
-    raise ConfigurationError(f"{share}; give it all or none first")
+    raise ConfigurationError(
+        f"{service.version.image} has {service.percent}% of the traffic, by hand; promote or abort it first, and remove "
+        "canaryTrafficPercent once the version to keep has been applied"
+    )
