@@ -6,8 +6,10 @@ The evidence is scripted here; tests/test_canary.py has the real one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ from typer.testing import CliRunner
 
 from predictor.cli import app
 from predictor.errors import ConfigurationError
-from predictor.rollout import watch
+from predictor.rollout import by_hand, watch
 from predictor.rollout.cluster import Cluster, ClusterError, Conflict
-from predictor.rollout.evidence import Seen, Shadow
+from predictor.rollout.evidence import Histogram, Seen, Shadow
 from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
 from predictor.rollout.rules import Rules
-from predictor.rollout.service import RECORD, Service
+from predictor.rollout.service import MANAGER, RECORD, Service
 from predictor.rollout.shadow import ShadowUnavailable
 from predictor.rollout.statistics import Share
 from predictor.rollout.watch import Rollout
@@ -97,7 +99,8 @@ class KServe:
         return [(each["type"], each["reason"], each["message"]) for each in events_of(self.store, "default")]
 
 
-GOOD, NOTHING = Seen(Share(0, 10_000)), Seen()
+FAST = Histogram({0.001: 5_000, 0.01: 9_990, math.inf: 10_000})
+GOOD = Seen(Share(0, 10_000), FAST, FAST, lately=100)
 
 
 class ScriptedMetrics(Metrics):
@@ -180,10 +183,15 @@ def test_start_takes_the_first_step_of_the_rules(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("image", "complaint"),
     [
-        (OLD, "a new version needs a new tag"),
+        (OLD, "has the traffic already; a new version needs a new tag"),
         ("docker.io/me/gpt2-predictor", "must be REPO:TAG"),
         ("localhost:5000/gpt2-predictor", "must be REPO:TAG"),
         ("docker.io/me/gpt2-predictor:latest", "must not be tagged latest"),
+        (":1", "must be REPO:TAG"),
+        ("a b:1", "must be REPO:TAG"),
+        ("repo:1\nx", "must be REPO:TAG"),
+        ("repo:tag@", "must be REPO:TAG"),
+        ("http://x:1", "must be REPO:TAG"),
     ],
 )
 def test_start_refuses_an_image_that_is_no_new_version(bench: Bench, image: str, complaint: str) -> None:
@@ -199,7 +207,7 @@ def test_start_refuses_an_image_that_is_no_new_version(bench: Bench, image: str,
 def test_other_weights_are_a_new_version_of_the_same_image(bench: Bench, args: list[str]) -> None:
     bench.kserve.change(containers=[{"name": "kserve-container", "image": OLD, "args": args}])
     rollout = bench.rollout()
-    with pytest.raises(ConfigurationError, match="a new version needs a new tag"):
+    with pytest.raises(ConfigurationError, match="has the traffic already"):
         rollout.start(OLD, 10, "aitextgen=/mnt/models")
     rollout.start(OLD, 10, "aitextgen=/mnt/models/candidates/7")
     (container,) = bench.kserve.predictor["containers"]
@@ -278,7 +286,7 @@ def test_promote_removes_the_share_and_abort_sets_it_to_zero(bench: Bench) -> No
 def test_promote_waits_for_readiness(bench: Bench) -> None:
     bench.rollout().start(NEW, 10)
     bench.kserve.report(CANARY, STABLE)
-    with pytest.raises(ConfigurationError, match="is not ready yet"):
+    with pytest.raises(ConfigurationError, match="is not ready"):
         bench.rollout().promote()
 
 
@@ -319,7 +327,7 @@ def test_a_canary_that_was_rolled_back_gets_nothing_while_the_next_one_loads(
         shares.append(bench.kserve.predictor["canaryTrafficPercent"])
         bench.kserve.report(THIRD, CANARY if len(shares) < 3 else THIRD)
 
-    monkeypatch.setattr(watch.time, "sleep", sleep)
+    monkeypatch.setattr(by_hand.time, "sleep", sleep)
     bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10, interval_s=3)
     assert shares == [0, 0, 0]
     assert bench.kserve.predictor["canaryTrafficPercent"] == 10
@@ -333,7 +341,7 @@ def test_a_next_one_that_fails_gets_nothing(bench: Bench, monkeypatch: pytest.Mo
     bench.started().abort()
     bench.kserve.report(CANARY, CANARY)
     failed = {"type": "PredictorReady", "status": "False", "reason": "RevisionFailed", "message": "no such image"}
-    monkeypatch.setattr(watch.time, "sleep", lambda _: bench.kserve.report(THIRD, CANARY, failed))
+    monkeypatch.setattr(by_hand.time, "sleep", lambda _: bench.kserve.report(THIRD, CANARY, failed))
     with pytest.raises(ConfigurationError, match=r"0\.3\.0 got no traffic: no such image"):
         bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
@@ -342,7 +350,7 @@ def test_a_next_one_that_fails_gets_nothing(bench: Bench, monkeypatch: pytest.Mo
 def test_a_next_one_that_is_never_ready_gets_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.started().abort()
     bench.kserve.report(CANARY, CANARY)
-    monkeypatch.setattr(watch.time, "sleep", lambda _: None)
+    monkeypatch.setattr(by_hand.time, "sleep", lambda _: None)
     with pytest.raises(ConfigurationError, match="got no traffic: not ready after"):
         bench.rollout(ready_timeout_s=0.05).start("docker.io/me/gpt2-predictor:0.3.0", 10)
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
@@ -389,13 +397,13 @@ def test_the_record_is_written_once(bench: Bench) -> None:
 
 def test_the_first_error_rolls_back_at_the_next_look(bench: Bench) -> None:
     rollout = bench.started()
-    bench.metrics.canary = Seen(Share(1, 5))
+    bench.metrics.canary = replace(GOOD, errors=Share(1, 5))
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
     assert bench.kserve.events[-1] == (
-        "Warning", "RolloutErrors", "rolled back: errors 1 of 5, stable 0 of 10000",
+        "Warning", "RolloutErrors", "10% -> 0%; errors 1 of 5, stable 0 of 10000",
     )  # fmt: skip
-    assert bench.lines[-1] == "10% rollback: rolled back: errors 1 of 5, stable 0 of 10000"
+    assert bench.lines[-1] == "10% rollback: 10% -> 0%; errors 1 of 5, stable 0 of 10000"
 
 
 def test_a_revision_that_is_not_ready_is_waited_for(bench: Bench) -> None:
@@ -421,7 +429,7 @@ def test_a_revision_that_fails_is_rolled_back(bench: Bench) -> None:
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
     assert bench.kserve.events[-1] == (
-        "Warning", "RolloutRevisionFailed", f"rolled back: {CANARY} failed: no such image",
+        "Warning", "RolloutRevisionFailed", f"10% -> 0%; {CANARY} failed: no such image",
     )  # fmt: skip
 
 
@@ -429,7 +437,7 @@ def test_a_revision_that_fails_after_it_was_ready_is_rolled_back_too(bench: Benc
     rollout = bench.started()
     failed = {"type": "PredictorReady", "status": "False", "reason": "RevisionFailed", "message": "OOMKilled"}
     bench.kserve.report(CANARY, CANARY, failed)
-    bench.metrics.canary = NOTHING
+    bench.metrics.canary = Seen()
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
 
@@ -459,7 +467,7 @@ def test_prometheus_down_holds_for_ever(bench: Bench) -> None:
 
 def test_too_few_samples_hold(bench: Bench) -> None:
     rollout = bench.started()
-    bench.metrics.canary = Seen(Share(0, 99))
+    bench.metrics.canary = replace(GOOD, errors=Share(0, 99))
     rollout.step()
     assert bench.kserve.predictor["canaryTrafficPercent"] == 10
     assert bench.kserve.events[-1][1] == "RolloutTooFewSamples"
@@ -468,12 +476,13 @@ def test_too_few_samples_hold(bench: Bench) -> None:
 def in_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> datetime:
     """Let the watcher's clock be that much ahead."""
     later = datetime.now(timezone.utc) + timedelta(seconds=seconds)
-    monkeypatch.setattr(watch, "now", lambda: later)
+    for module in (watch, by_hand):
+        monkeypatch.setattr(module, "now", lambda: later)
     return later
 
 
 def test_a_step_is_measured_from_the_api_servers_books(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the later of the rollout's last patch and the predictor's readiness, by a watcher that saw neither."""
+    """Evidence from the last patch on, time at the step from readiness if that was later; a watcher that saw neither."""
     bench.started()
     bench.kserve.change(maxReplicas=3)  # somebody else's patch does not count
     now = in_seconds(monkeypatch, 100)
@@ -481,12 +490,33 @@ def test_a_step_is_measured_from_the_api_servers_books(bench: Bench, monkeypatch
     assert bench.metrics.asked[-1][2] == pytest.approx(100, abs=3)
     since = (now - timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
     bench.kserve.report(CANARY, CANARY, {"type": "PredictorReady", "status": "True", "lastTransitionTime": since})
-    bench.rollout().look()
-    assert bench.metrics.asked[-1][2] == pytest.approx(40, abs=3)
+    look = bench.rollout(min_step_s=60).look()
+    assert bench.metrics.asked[-1][2] == pytest.approx(100, abs=3)
+    assert look.decision is not None
+    assert look.decision.kind == "StepLasts"
+    assert look.decision.message.startswith(("38 of 60 s", "39 of 60 s", "40 of 60 s"))
+
+
+def test_whoever_set_the_share_is_in_the_books() -> None:
+    owner = {"fieldsV1": {"f:spec": {"f:predictor": {"f:canaryTrafficPercent": {}}}}}
+    fields = [
+        {
+            "manager": MANAGER,
+            "time": "2026-11-21T10:00:00Z",
+            "fieldsV1": {"f:spec": {"f:predictor": {"f:containers": {}}}},
+        },
+        {"manager": "kubectl", "time": "2026-11-21T11:00:00.123456789Z", **owner},
+        {"manager": "kubectl-edit", "time": "2026-11-21T12:00:00Z", "fieldsV1": {}},
+        {"manager": "odd", "time": None, **owner},
+    ]
+    metadata = {"resourceVersion": "1", "managedFields": fields}
+    service = Service({"metadata": metadata, "spec": {"predictor": {}}})
+    assert service.shared_at == datetime(2026, 11, 21, 11, 0, 0, 123456, tzinfo=timezone.utc)
 
 
 def test_without_the_books_a_watcher_goes_by_what_it_saw(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Service, "since", None)
+    monkeypatch.setattr(Service, "shared_at", None)
+    monkeypatch.setattr(Service, "ready_since", None)
     in_seconds(monkeypatch, -1000)
     rollout = bench.started()
     in_seconds(monkeypatch, 0)
@@ -521,7 +551,7 @@ def test_a_change_by_hand_ends_the_rollout_and_is_left_alone(bench: Bench) -> No
     rollout = bench.started()
     container = {"name": "kserve-container", "image": "docker.io/me/gpt2-predictor:9"}
     bench.kserve.change(containers=[container])
-    bench.metrics.canary = Seen(Share(5, 5))
+    bench.metrics.canary = replace(GOOD, errors=Share(5, 5))
     service = rollout.step()
     assert service.phase == "superseded"
     assert not service.running
@@ -546,8 +576,8 @@ def test_a_dry_run_writes_nothing(bench: Bench) -> None:
     bench.rollout(dry_run=True).abort()
     assert bench.kserve.service == before
     assert bench.kserve.events == told
-    assert "dry run, not sent: {'canaryTrafficPercent': 25}" in bench.lines
-    assert "dry run, not sent: {'canaryTrafficPercent': 0}" in bench.lines
+    assert "dry run, not sent: canaryTrafficPercent 25" in bench.lines
+    assert "dry run, not sent: canaryTrafficPercent 0" in bench.lines
 
 
 def test_a_shadow_difference_rolls_back_even_without_prometheus(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +602,133 @@ def test_a_shadow_that_cannot_be_asked_holds(bench: Bench) -> None:
         watch.compare(rollout._rules.shadow, "aitextgen", None, None)  # type: ignore[arg-type]
 
 
+def test_a_revision_that_has_traffic_while_another_is_made_is_judged(bench: Bench) -> None:
+    """KServe lags, or the service was changed again: what has a share may be bad meanwhile, and goes no further."""
+    rollout = bench.started()
+    bench.kserve.report(THIRD, CANARY)
+    rollout.step()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 10
+    assert bench.kserve.events[-1][1] == "RolloutWaiting"
+    bench.metrics.canary = replace(GOOD, errors=Share(1, 5))
+    rollout.step()
+    assert bench.metrics.asked[-1][:2] == (STABLE, CANARY)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_a_share_changed_by_hand_is_judged_on_evidence_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "shared_at", None)
+    in_seconds(monkeypatch, -100)
+    rollout = bench.started(min_step_s=60)
+    rollout.step()
+    in_seconds(monkeypatch, 0)
+    rollout.look()
+    bench.kserve.change(canaryTrafficPercent=90)
+    bench.kserve.report(CANARY, CANARY)
+    in_seconds(monkeypatch, 10)
+    rollout.step()
+    assert bench.metrics.asked[-1][2] == pytest.approx(10, abs=1)
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 90
+
+
+def test_a_watcher_of_a_rollout_that_has_ended_says_so_and_ends(bench: Bench) -> None:
+    bench.started().abort()
+    assert bench.rollout().watch(1, forever=False).phase == "rolled back"
+    assert bench.lines[-1] == "the rollout has ended: rolled back"
+
+
+def test_an_abort_insists_where_kserve_writes_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout, read = bench.started(), bench.cluster.read
+    reads: list[Service] = []
+
+    def read_and_lose() -> Service:
+        reads.append(read())
+        if len(reads) < 4:
+            bench.kserve.report(CANARY, CANARY, {"type": "Ready", "status": str(len(reads))})
+        return reads[-1]
+
+    monkeypatch.setattr(bench.cluster, "read", read_and_lose)
+    monkeypatch.setattr(by_hand.time, "sleep", lambda _: None)
+    rollout.abort()
+    assert len(reads) == 4
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_start_waits_for_the_last_change_to_be_seen_through(bench: Bench) -> None:
+    """With 0% or a share before that, KServe would give the rest to the version before."""
+    bench.started().promote()
+    bench.kserve.report(THIRD, CANARY)
+    with pytest.raises(ConfigurationError, match="has not all the traffic yet"):
+        bench.rollout().start("docker.io/me/gpt2-predictor:0.3.0", 10)
+
+
+def test_weights_that_failed_are_not_carried_into_the_next_image(bench: Bench) -> None:
+    bench.rollout().start(OLD, 10, "aitextgen=/mnt/models/bad")
+    bench.kserve.report(CANARY, STABLE)
+    bench.rollout().abort()
+    bench.rollout().start(NEW, 10)
+    (container,) = bench.kserve.predictor["containers"]
+    assert container["args"] == ["--model=aitextgen=/mnt/models"]
+
+
+@pytest.mark.parametrize("model", ["", "nonsense", "other=/mnt/models", "aitextgen=", "aitextgen=/a\nb"])
+def test_weights_are_of_the_name_that_clients_ask_for(bench: Bench, model: str) -> None:
+    with pytest.raises(ConfigurationError, match="--model must be aitextgen=SOURCE"):
+        bench.rollout().start(NEW, 10, model)
+
+
+def test_the_stable_version_itself_is_nothing_to_roll_out(bench: Bench) -> None:
+    bench.started().abort()
+    with pytest.raises(ConfigurationError, match="has the traffic already"):
+        bench.rollout().start(OLD, 10)
+
+
+def test_a_damaged_record_leaves_abort_and_a_watcher_that_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = bench.started()
+
+    def damage(service: Object) -> Object:
+        service["metadata"]["annotations"][RECORD] = "{"
+        return service
+
+    bench.kserve.store.change(*WHERE, damage, manager="kubectl")
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        rollout.watch(1, forever=True)
+    assert bench.lines[-1] == f"{NEW} has 10% of the traffic, and no rollout is recorded: not watched"
+    rollout.abort()
+    assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+
+
+def test_a_long_failure_is_one_line(bench: Bench) -> None:
+    rollout = bench.rollout()
+    rollout.start(NEW, 10)
+    failed = {"type": "Ready", "status": "False", "reason": "RevisionFailed", "message": "Traceback\n  x\n" * 500}
+    bench.kserve.report(CANARY, STABLE, failed)
+    rollout.step()
+    assert "\n" not in bench.kserve.events[-1][2]
+    assert len(bench.kserve.events[-1][2]) < 700
+    assert "[/mnt/models]" not in shown(bench)
+
+
 # ------------------------------------------------------------------------------------------------------- the cluster
+
+
+@pytest.mark.parametrize(
+    "found", [[], None, "text", {"kind": "Status"}, {"metadata": {"resourceVersion": "1"}, "spec": {}}]
+)
+def test_an_answer_that_is_no_service_is_an_error_that_a_watcher_outlives(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, found: Any
+) -> None:
+    monkeypatch.setattr(bench.cluster._services, "get_namespaced_custom_object", lambda *_, **__: found)
+    with pytest.raises(ClusterError, match="makes no sense"):
+        bench.cluster.read()
 
 
 def test_a_service_that_is_not_there_is_named(bench: Bench) -> None:
@@ -594,7 +750,7 @@ def test_an_api_that_is_away_is_told_and_outlived(
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch.time, "sleep", sleep)
+    monkeypatch.setattr(by_hand.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         rollout.watch(0.5, forever=False)
     assert len([line for line in bench.lines if "the Kubernetes API cannot be reached" in line]) == 3
@@ -630,7 +786,7 @@ def shown(bench: Bench) -> str:
 
 
 def test_status_tells_the_traffic_the_history_and_what_comes_next(bench: Bench) -> None:
-    assert "No rollout was ever started." in shown(bench)
+    assert "No rollout is recorded." in shown(bench)
     rollout = bench.started()
     rollout.step()
     bench.kserve.report(CANARY, CANARY)
@@ -641,7 +797,8 @@ def test_status_tells_the_traffic_the_history_and_what_comes_next(bench: Bench) 
         f"{OLD} ({STABLE})",
         f"{NEW} ({CANARY})",
         "10% -> 25%",
-        "errors       0.0% of 10000  0.0% of 10000      2%",
+        "errors                             0.0% of 10000  0.0% of 10000      2%",
+        "time to first token past 10 ms in  0.1% of 10000  0.1% of 10000     10%",
         "A watcher would now step: 25% -> 50%",
     ):
         assert part in text, text

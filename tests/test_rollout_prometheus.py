@@ -36,7 +36,14 @@ class Past:
         self, metric: str, pod: str, revision: str, first: int, last: int, values: list[float], **labels: str
     ) -> None:
         """`values` at even steps from `first` to `last` seconds ago; between them it is scraped with the last value."""
-        told = {"namespace": "default", "pod": pod, "revision": revision, "model_name": "aitextgen"} | labels
+        told = {
+            "job": "default/aitextgen",
+            "instance": pod,
+            "namespace": "default",
+            "pod": pod,
+            "revision": revision,
+            "model_name": "aitextgen",
+        } | labels
         text = ",".join(f'{key}="{value}"' for key, value in sorted(told.items()) if value)
         scrapes = (first - last) // EVERY_S
         for scrape in range(scrapes + 1):
@@ -80,6 +87,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         past.add("predictor_inter_token_seconds_bucket", "c", CANARY, 50, 5, [count - 5], le=le)
     past.add("predictor_feedback_reward_sum", "c", CANARY, 50, 5, [7.5])
     past.add("predictor_feedback_reward_count", "c", CANARY, 50, 5, [10])
+    # Prometheus was away when the step began: what these counted before is not of the step.
+    for code, values in (("200", [2000, 2005]), ("500", [40, 43])):
+        past.add(total, "f", "away-00002", 50, 5, values, code=code)
+    past.add("process_start_time_seconds", "f", "", 50, 5, [time.time() - 500])
+    # A container that restarted as the step began.
+    past.add(total, "g", "again-00002", 605, 140, [1000], code="200")
+    past.add(total, "g", "again-00002", 110, 5, [20, 33], code="200")
+    past.add("process_start_time_seconds", "g", "", 605, 140, [time.time() - 900])
+    past.add("process_start_time_seconds", "g", "", 110, 5, [time.time() - 115])
     server = Prometheus(folder / "prometheus")
     server.stop()
     (folder / "past").write_text(past.text())
@@ -121,6 +137,22 @@ def test_a_prometheus_without_namespaces_is_asked_too(prometheus: Prometheus) ->
     assert metrics.read("bare-00001", "bare-00002", SINCE_S)[1].errors == Share(0, 5)
 
 
+def test_what_was_counted_while_prometheus_was_away_is_not_of_the_step(prometheus: Prometheus) -> None:
+    metrics = Metrics(prometheus.url, "default", Rules.model_validate({}))
+    assert metrics.read("away-00001", "away-00002", SINCE_S)[1].errors == Share(3, 8)
+
+
+def test_a_container_that_restarted_as_the_step_began_counts_from_zero(prometheus: Prometheus) -> None:
+    metrics = Metrics(prometheus.url, "default", Rules.model_validate({}))
+    assert metrics.read("again-00001", "again-00002", SINCE_S)[1].errors == Share(0, 33)
+
+
+def test_the_last_minute_is_told_apart(prometheus: Prometheus) -> None:
+    stable, canary = read(prometheus)
+    assert stable.lately < stable.errors.total
+    assert canary.lately == canary.errors.total
+
+
 def test_the_rules_may_narrow_what_is_counted(prometheus: Prometheus) -> None:
     _, canary = read(prometheus, selector='pod!="c"')
     assert canary.errors.total == 0
@@ -152,7 +184,7 @@ def test_a_query_that_is_refused_is_told(prometheus: Prometheus) -> None:
 
 def test_a_prometheus_that_is_away_is_told_in_one_line() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(PrometheusUnavailable, match=f"Prometheus at {url} does not answer: ") as caught:
+    with pytest.raises(PrometheusUnavailable, match=f"Prometheus at {url} gives no evidence: ") as caught:
         Metrics(url, "default", Rules.model_validate({})).read(STABLE, CANARY, 60)
     assert "refused" in str(caught.value)
     assert "0x" not in str(caught.value)

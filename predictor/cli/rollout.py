@@ -27,7 +27,7 @@ Prometheus = Annotated[str, typer.Option(metavar="URL", help="Prometheus that sc
 RulesFile = Annotated[
     Path | None, typer.Option("--rules", metavar="FILE", help="YAML with the rules to decide by; see docs/rollout.md.")
 ]
-Interval = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds from one look to the next.")]
+Interval = Annotated[float, typer.Option(metavar="S", min=0.1, max=86400, help="Seconds from one look to the next.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 _PROMETHEUS = "http://localhost:9090"
@@ -47,7 +47,7 @@ def _rollout(
 
 
 def _tell(line: str) -> None:
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), line, flush=True)
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), " ".join(line.split()), flush=True)
 
 
 @app.command()
@@ -75,7 +75,7 @@ def start(
     """
     rollout = _rollout(name, namespace, prometheus, rules, dry_run)
     rollout.start(image, percent, model, interval)
-    if and_watch:
+    if and_watch and not dry_run:
         _watch(rollout, interval, forever=False)
 
 
@@ -85,15 +85,22 @@ def status(
     namespace: Namespace = "default",
     prometheus: Prometheus = _PROMETHEUS,
     interval: Annotated[
-        float | None, typer.Option(metavar="S", min=0.1, help="Look again every S seconds, until Ctrl-C.")
+        float | None, typer.Option(metavar="S", min=0.1, max=86400, help="Look again every S seconds, until Ctrl-C.")
     ] = None,
     rules: RulesFile = None,
 ) -> None:
     """Show the traffic, the rollout, its history, and what a watcher would do now."""
+    from predictor.rollout.cluster import ClusterError
+
     rollout = _rollout(name, namespace, prometheus, rules)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     while True:
-        console.print(rollout.report())
+        try:
+            console.print(rollout.report())
+        except ClusterError as error:
+            if interval is None:
+                raise
+            _tell(str(error))
         if interval is None:
             return
         time.sleep(interval)

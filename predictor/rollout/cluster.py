@@ -12,6 +12,7 @@ import kubernetes
 import urllib3.exceptions
 
 from predictor.errors import ConfigurationError, PredictorError
+from predictor.rollout.rules import one_line
 from predictor.rollout.service import MANAGER, Json, Service, now
 
 _TIMEOUT_S = 10
@@ -34,14 +35,17 @@ class Cluster:
         self.name, self.namespace = name, namespace
         self._path = "serving.kserve.io", "v1beta1", namespace, "inferenceservices", name
         _load_config()
-        self._services = kubernetes.client.CustomObjectsApi()
-        self._core = kubernetes.client.CoreV1Api()
+        configuration = kubernetes.client.Configuration.get_default_copy()
+        configuration.retries = 0  # the next look comes soon; a Retry-After of minutes would make the watcher deaf
+        client = kubernetes.client.ApiClient(configuration)
+        self._services = kubernetes.client.CustomObjectsApi(client)
+        self._core = kubernetes.client.CoreV1Api(client)
 
     def read(self) -> Service:
         """The service as it is; raises `ClusterError`."""
         with self._errors("read"):
             found = self._services.get_namespaced_custom_object(*self._path, _request_timeout=_TIMEOUT_S)
-        return Service(cast(Json, found))
+            return Service(cast(Json, found))
 
     def patch(self, patch: Json) -> None:
         """Apply a merge patch; raises `Conflict` where the resourceVersion in it is an old one, or `ClusterError`."""
@@ -95,23 +99,29 @@ class Cluster:
                 404: "; see `kubectl get inferenceservices --all-namespaces`",
             }.get(error.status, "")
             raise ClusterError(f"cannot {verb} {what}: {_reason(error)}{hint}") from error
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # the client's, and ours on reading it
+            text = one_line(f"{type(error).__name__}: {error}")
+            raise ClusterError(f"cannot {verb} {what}: the Kubernetes API's answer makes no sense: {text}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ClusterError(f"cannot {verb} {what}: the Kubernetes API cannot be reached: {error}") from error
+            raise ClusterError(
+                f"cannot {verb} {what}: the Kubernetes API cannot be reached: {one_line(str(error))}"
+            ) from error
 
 
 def _load_config() -> None:
-    try:
+    tried = []
+    for load in (kubernetes.config.load_kube_config, kubernetes.config.load_incluster_config):
         try:
-            kubernetes.config.load_kube_config()  # type: ignore[no-untyped-call]
-        except kubernetes.config.ConfigException:
-            kubernetes.config.load_incluster_config()  # type: ignore[no-untyped-call]
-    except Exception as error:  # a damaged file raises whatever its parser, or a missing key, raises
-        raise ConfigurationError(f"no cluster is configured (KUBECONFIG, or inside a pod): {error}") from error
+            load()
+            return
+        except Exception as error:  # a damaged file raises whatever its parser, or a missing key, raises
+            tried.append(one_line(str(error)))
+    raise ConfigurationError(f"no cluster is configured: KUBECONFIG: {tried[0]}; as in a pod: {tried[1]}")
 
 
 def _reason(error: kubernetes.client.ApiException) -> str:
     """What the API said, one line."""
     try:
-        return str(json.loads(error.body or "")["message"])
+        return one_line(str(json.loads(error.body or "")["message"]))
     except (TypeError, ValueError, KeyError):
         return f"{error.status} {error.reason}"

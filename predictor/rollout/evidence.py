@@ -30,10 +30,14 @@ class Histogram:
             low, below = bound, count
         return math.inf
 
-    def past(self, value: float) -> tuple[float, Share]:
-        """The first bound at or past `value`, and the share of observations past that bound."""
-        bound = min((each for each in self.at_most if each >= value), default=math.inf)
-        return bound, Share(self.total - self.at_most.get(bound, self.total), self.total)
+    @property
+    def bounds(self) -> list[float]:
+        """The finite ones, rising."""
+        return sorted(bound for bound in self.at_most if math.isfinite(bound))
+
+    def past(self, bound: float) -> Share:
+        """The observations past one of the bounds."""
+        return Share(max(self.total - self.at_most[bound], 0.0), self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Seen:
     ttft_s: Histogram = field(default_factory=Histogram)
     itl_s: Histogram = field(default_factory=Histogram)
     reward: Share | None = None  # `bad` is what is missing to a reward of 1
+    lately: float = 0.0  # answers in the last minute of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def _parts(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Iter
         }
     yield _table(facts.items())
     if record is None:
-        yield "No rollout was ever started."
+        yield "No rollout is recorded."
     if events:
         yield ""
         yield _table((f"{time:%H:%M:%S}", message) for time, message in events)
@@ -58,6 +58,8 @@ def _parts(look: Look, events: list[tuple[datetime, str]], rules: Rules) -> Iter
 def _table(rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
+        while len(table.columns) < len(row):
+            table.add_column(overflow="fold")
         table.add_row(*row)
     return table
 

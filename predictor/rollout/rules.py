@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from predictor.errors import ConfigurationError
 
-Percent = Annotated[int, Field(ge=1, le=100)]
+Percent = Annotated[int, Field(strict=True, ge=1, le=100)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Rule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RewardRule(_Rule):
@@ -41,7 +42,7 @@ class ShadowRule(_Rule):
     seed: int = Field(0, ge=0, lt=2**64, description="of every prompt")
     max_new_tokens: int = Field(16, ge=1, le=1024, description="tokens of each answer")
     min_agreement: float = Field(1.0, ge=0, le=1, description="share of equal answers that passes")
-    timeout_s: float = Field(30, gt=0, description="for all the prompts together")
+    timeout_s: float = Field(30, gt=0, le=600, description="for a version to connect, and again to answer")
     stable_url: str | None = Field(None, description="by default the revision's own, of tag routing")
     canary_url: str | None = Field(None, description="likewise")
 
@@ -81,6 +82,15 @@ class Rules(_Rule):
             raise ValueError("must be two or more, rise, and end with 100")
         return steps
 
+    @field_validator("error_codes")
+    @classmethod
+    def _regular_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return pattern
+
     def after(self, percent: int) -> int:
         """The step that follows this share of the traffic."""
         return next(step for step in self.steps if step > percent)
@@ -90,10 +100,16 @@ def load_rules(path: Path | None) -> Rules:
     """Rules from a YAML file, or the defaults; raises `ConfigurationError` naming the field."""
     try:
         return Rules.model_validate((yaml.safe_load(path.read_text()) or {}) if path else {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--rules {path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"--rules {path}: {where}: {message}, got {first['input']!r}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # what YAML's own types raise, too
+        raise ConfigurationError(f"--rules {path} cannot be read: {one_line(str(error))}") from error
+
+
+def one_line(text: str, most: int = 500) -> str:
+    """`text` without its line breaks, and no longer than a line should be."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + "..."

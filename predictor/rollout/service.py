@@ -8,12 +8,15 @@ meanwhile is read from the service itself.
 from __future__ import annotations
 
 import copy
+import json
+import re
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from predictor.errors import ConfigurationError
+from predictor.rollout.rules import one_line
 
 Json = dict[str, Any]
 Phase = Literal["waiting", "comparing", "promoted", "rolled back", "superseded"]
@@ -22,6 +25,13 @@ RECORD = "rollout.gpt2-predictor/state"
 MANAGER = "gpt2-predictor-rollout"
 _MODE = "serving.kserve.io/deploymentMode"
 _CONTAINER = "kserve-container"
+_OWNS_SHARE = "f:canaryTrafficPercent"
+_TIME = TypeAdapter(AwareDatetime)
+
+# [host[:port]/]path[:tag][@digest], as container registries have it.
+_IMAGE = re.compile(
+    r"[\w.-]+(:\d+(?=/))?(/[\w.-]+)*(?P<tag>:\w[\w.-]{0,127})?(?P<digest>@sha256:[0-9a-f]{64})?", re.ASCII
+)
 
 
 class Version(BaseModel):
@@ -53,7 +63,9 @@ class Service:
     """One InferenceService, as it was read."""
 
     def __init__(self, found: Json) -> None:
+        """Raises LookupError, TypeError or AttributeError for what is no InferenceService."""
         self._metadata: Json = found["metadata"]
+        self._metadata["resourceVersion"]
         self._predictor: Json = found["spec"]["predictor"]
         self._status: Json = found.get("status", {})
         self._component: Json = self._status.get("components", {}).get("predictor", {})
@@ -79,19 +91,20 @@ class Service:
 
     @property
     def record(self) -> Record | None:
-        """The last rollout's; raises `ConfigurationError` where the annotation is none of ours."""
+        """The last rollout's; None where there is none that can be read."""
         text = self._metadata.get("annotations", {}).get(RECORD)
         try:
             return None if text is None else Record.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(f"the annotation {RECORD} cannot be read; remove it and start again") from error
+        except ValidationError:
+            return None
 
     # ------------------------------------------------------------------------------------------- what KServe reports
 
     @property
     def stable_revision(self) -> str:
         """The last revision that had all the traffic; empty before the first is ready."""
-        return str(self._component.get("latestRolledoutRevision", ""))
+        asked_for_all = self._component.get("latestReadyRevision", "") if self.percent == 100 else ""
+        return str(self._component.get("latestRolledoutRevision", asked_for_all))
 
     @property
     def newest_revision(self) -> str:
@@ -108,6 +121,10 @@ class Service:
         """Revisions and their shares."""
         entries: list[Json] = self._component.get("traffic", [])
         return [(str(each.get("revisionName", "")), int(each.get("percent") or 0)) for each in entries]
+
+    def sharing_beside(self, stable: str) -> str:
+        """The revision that has traffic beside the stable one; empty where none has."""
+        return next((revision for revision, percent in self.traffic if percent and revision != stable), "")
 
     def url_of(self, revision: str) -> str | None:
         """A revision's own address, which it has with tag routing."""
@@ -139,29 +156,28 @@ class Service:
     def canary_is_ready(self, record: Record) -> bool:
         return self.canary_is_made(record) and self.ready_revision == self.newest_revision
 
-    def failure(self, record: Record) -> str | None:
-        """Why the canary will not become ready or has ceased to be, in Knative's words."""
+    @property
+    def failure(self) -> str | None:
+        """Why the newest revision will not become ready or has ceased to be, in Knative's words, one line."""
         for condition in self._status.get("conditions", []):
-            failed = condition.get("status") == "False" and condition.get("reason") == "RevisionFailed"
-            if failed and self.canary_is_made(record):
-                return str(condition.get("message", "RevisionFailed"))
+            if condition.get("status") == "False" and condition.get("reason") == "RevisionFailed":
+                return one_line(str(condition.get("message", "RevisionFailed")))
         return None
 
     @property
-    def since(self) -> datetime | None:
-        """When the split came to be what it is: the later of our last patch and of the predictor's being ready.
-
-        From the API server's own books; None where it keeps none.
-        """
+    def shared_at(self) -> datetime | None:
+        """When the share was last set, by the API server's books of who wrote what; None where it keeps none."""
         fields = self._metadata.get("managedFields", [])
-        patched = [each["time"] for each in fields if each.get("manager") == MANAGER and "time" in each]
-        ready = [
-            each["lastTransitionTime"]
-            for each in self._status.get("conditions", [])
-            if each.get("type") == "PredictorReady" and each.get("status") == "True" and "lastTransitionTime" in each
-        ]
-        times = [datetime.fromisoformat(time.replace("Z", "+00:00")) for time in patched + ready]
-        return max(times) if patched else None
+        owners = [each for each in fields if _OWNS_SHARE in json.dumps(each.get("fieldsV1"))]
+        # A server that does not say what was written, or a share that was removed: our own last write.
+        return _latest(owners or [each for each in fields if each.get("manager") == MANAGER], "time")
+
+    @property
+    def ready_since(self) -> datetime | None:
+        """When the predictor became ready."""
+        conditions = self._status.get("conditions", [])
+        ready = [each for each in conditions if each.get("type") == "PredictorReady" and each.get("status") == "True"]
+        return _latest(ready, "lastTransitionTime")
 
     # ------------------------------------------------------------------------------------------------------- patches
 
@@ -212,17 +228,35 @@ def _place_of_model(args: list[str]) -> tuple[int | None, str]:
     return None, ""
 
 
+def _latest(entries: list[Json], key: str) -> datetime | None:
+    """The latest of their times; what is no time is left out."""
+    times = []
+    for entry in entries:
+        try:
+            times.append(_TIME.validate_python(entry.get(key)))
+        except ValidationError:
+            continue
+    return max(times, default=None)
+
+
 def check_image(image: str) -> str:
     """`image` if it names a version; raises `ConfigurationError`."""
-    name, _, digest = image.partition("@")
-    tag = name.rpartition("/")[2].partition(":")[2]
-    if not tag and not digest:
-        raise ConfigurationError(f"--image must be REPO:TAG, got {image}")
-    if tag == "latest" and not digest:
+    found = _IMAGE.fullmatch(image)
+    if found is None or not (found["tag"] or found["digest"]):
+        raise ConfigurationError(f"--image must be REPO:TAG, got {image!r}")
+    if found["tag"] == ":latest" and not found["digest"]:
         raise ConfigurationError("--image must not be tagged latest: a node that holds the old image would keep it")
     return image
 
 
+def check_model(model: str, now_served: str) -> str:
+    """`model` if it is NAME=SOURCE of the name that is served now; raises `ConfigurationError`."""
+    name = now_served.partition("=")[0]
+    if not model.startswith(f"{name}=") or model == f"{name}=" or not model.isprintable():
+        raise ConfigurationError(f"--model must be {name}=SOURCE, since clients ask for {name}; got {model!r}")
+    return model
+
+
 def now() -> datetime:
-    """The time, as Kubernetes writes it."""
+    """The time, with its zone."""
     return datetime.now(timezone.utc)

@@ -8,17 +8,20 @@ import httpx
 
 from predictor.errors import PredictorError
 from predictor.rollout.evidence import Shadow
-from predictor.rollout.rules import ShadowRule
+from predictor.rollout.rules import ShadowRule, one_line
+
+_NO_ANSWER = (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError)
+_BUSY = (429, 503)  # come again, it says
 
 
 class ShadowUnavailable(PredictorError):
-    """The stable version cannot be asked, so there is nothing to compare with."""
+    """A version cannot be asked now, so there is nothing to compare."""
 
     code = "shadow"
 
 
 def compare(rule: ShadowRule, model: str, stable_url: str | None, canary_url: str | None) -> Shadow:
-    """Ask both; a canary that does not answer differs. Raises `ShadowUnavailable`."""
+    """Ask both; a canary that answers with an error differs. Raises `ShadowUnavailable`."""
     stable_url, canary_url = rule.stable_url or stable_url, rule.canary_url or canary_url
     if stable_url is None or canary_url is None:
         raise ShadowUnavailable(
@@ -27,12 +30,16 @@ def compare(rule: ShadowRule, model: str, stable_url: str | None, canary_url: st
         )
     try:
         wanted = _ask(rule, model, stable_url)
-    except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
-        raise ShadowUnavailable(f"shadow: the stable version at {stable_url} does not answer: {error}") from error
+    except _NO_ANSWER as error:
+        raise ShadowUnavailable(
+            f"shadow: the stable version at {stable_url} does not answer: {_told(error)}"
+        ) from error
     try:
         given = _ask(rule, model, canary_url)
-    except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
-        return Shadow(0, len(wanted), f"the canary at {canary_url} does not answer ({type(error).__name__}): all of it")
+    except _NO_ANSWER as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _BUSY:
+            raise ShadowUnavailable(f"shadow: the canary at {canary_url} is busy: {_told(error)}") from error
+        return Shadow(0, len(wanted), f"the canary at {canary_url} does not answer ({_told(error)}): all of it")
     different = [index for index, (want, got) in enumerate(zip(wanted, given, strict=True)) if want != got]
     first = f"prompts[{different[0]}]" if different else ""
     return Shadow(len(wanted) - len(different), len(wanted), first)
@@ -49,3 +56,9 @@ def _ask(rule: ShadowRule, model: str, url: str) -> list[Any]:
     if len(answers) != len(rule.prompts):
         raise ValueError(f"{len(answers)} answers to {len(rule.prompts)} prompts")
     return answers
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}"
+    return one_line(f"{type(error).__name__}: {error}", 200)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# Beyond it a double no longer counts by ones.
+_COUNTABLE = 2.0**53
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -30,9 +33,10 @@ def bounds(share: Share, risk: float) -> tuple[float, float]:
     Howard et al. 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences"). It holds for badness
     anywhere in [0, 1], since a Bernoulli variable has the largest exponential moments of a given mean.
     """
-    bad, good = share.bad, share.total - share.bad
-    if share.total <= 0:
+    if not 0 < share.total < _COUNTABLE:
         return 0.0, 1.0
+    bad = min(max(share.bad, 0.0), share.total)
+    good = share.total - bad
     mixture = math.lgamma(bad + 0.5) + math.lgamma(good + 0.5) - math.lgamma(share.total + 1) - math.log(math.pi)
 
     def outside(p: float) -> bool:
@@ -43,8 +47,9 @@ def bounds(share: Share, risk: float) -> tuple[float, float]:
 
     def edge(out: float, inside: float) -> float:
         for _ in range(50):
-            middle = (out + inside) / 2
-            out, inside = (middle, inside) if outside(middle) else (out, middle)
+            half = (out + inside) / 2
+            out, inside = (half, inside) if outside(half) else (out, half)
         return inside
 
-    return (edge(0.0, share.value) if bad > 0 else 0.0), (edge(1.0, share.value) if good > 0 else 1.0)
+    middle = bad / share.total
+    return (edge(0.0, middle) if bad > 0 else 0.0), (edge(1.0, middle) if good > 0 else 1.0)

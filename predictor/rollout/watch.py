@@ -1,154 +1,55 @@
-"""The rollout of one service: begun and ended by hand, watched in between."""
+"""The rollout of one service, watched: look, decide, act, again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import datetime
 
 from rich.console import Group
 
-from predictor.errors import ConfigurationError
-from predictor.rollout.cluster import Cluster, ClusterError, Conflict
+from predictor.rollout.by_hand import ByHand
+from predictor.rollout.cluster import ClusterError, Conflict
 from predictor.rollout.decide import Decision, decide
 from predictor.rollout.evidence import Evidence, Seen, Shadow
-from predictor.rollout.prometheus import Metrics, PrometheusUnavailable
+from predictor.rollout.prometheus import PrometheusUnavailable
 from predictor.rollout.report import Look, report
-from predictor.rollout.rules import Rules
-from predictor.rollout.service import Json, Record, Service, Version, check_image, now
+from predictor.rollout.service import Record, Service, now
 from predictor.rollout.shadow import ShadowUnavailable, compare
 
+# After another writer was first: soon, but not at once again and again.
+_AFTER_A_CONFLICT_S = 1.0
 
-class Rollout:
-    """Every method reads the service anew. With `dry_run` nothing is written."""
 
-    def __init__(
-        self, cluster: Cluster, metrics: Metrics, rules: Rules, tell: Callable[[str], None], *, dry_run: bool = False
-    ) -> None:
-        self._cluster, self._metrics, self._rules = cluster, metrics, rules
-        self._tell, self._dry_run = tell, dry_run
-        self._told = ""  # the last hold's reason: it is an Event once, not at every look
-        self._split: tuple[str, int] = ("", 0)  # the newest revision and its share, as last seen
-        self._split_since: datetime | None = None  # since when, where this process saw it change
+class Rollout(ByHand):
+    """By hand and watched. What a watcher remembers only spares it questions: another may take over at any time."""
 
-    # ------------------------------------------------------------------------------------------------------ by hand
-
-    def start(self, image: str, percent: int | None = None, model: str | None = None, interval_s: float = 10) -> None:
-        """Apply the image, the weights if others are to be served, and the share (the first step's) in one patch.
-
-        Where the newest revision that is ready is one that was rolled back, Knative would give it the share until the
-        new one is ready: the image then goes out with 0%, and its share when it is ready, which is waited for here.
-        A version that was rolled back, named again, gets its share again.
-
-        Raises `ConfigurationError` where it could not work. A Prometheus that is away is told, no more.
-        """
-        service = self._cluster.read()
-        percent = self._rules.steps[0] if percent is None else percent
-        canary = self._startable(service, image, model)
-        try:
-            self._metrics.read(service.stable_revision, service.stable_revision, 1)
-        except PrometheusUnavailable as error:
-            self._tell(f"{error}; a watcher will hold until it does")
-        if service.phase == "rolled back" and canary == service.version:
-            self._share_when_ready(percent, interval_s)
-            return
-        record = Record(
-            canary=canary,
-            stable=_stable_version(service),
-            stable_revision=service.stable_revision,
-            newest_revision=service.newest_revision,
-            started=now(),
-        )
-        before, after = record.stable.told_beside(canary), canary.told_beside(record.stable)
-        message = f"{before} -> {after}, {percent}% of the traffic once it is ready"
-        held_back = service.ready_revision != service.stable_revision
-        self._write(service, service.start(record, 0 if held_back else percent), "Started", message)
-        self._tell(message)
-        if held_back and not self._dry_run:
-            self._share_when_ready(percent, interval_s)
-
-    def _startable(self, service: Service, image: str, model: str | None) -> Version:
-        """The version to roll out, if it can be; raises `ConfigurationError`."""
-        named = service.version
-        if service.running:
-            raise ConfigurationError(f"a rollout of {named.image} is at {service.percent}%; promote or abort it first")
-        if service.mode in ("Standard", "RawDeployment"):
-            raise ConfigurationError(f"the service is in {service.mode} mode, where canaryTrafficPercent does nothing")
-        if not service.stable_revision:
-            raise ConfigurationError("no revision has served yet, and the first one takes all the traffic; wait for it")
-        if model is not None and not named.model:
-            raise ConfigurationError("--model: the service's container has no --model to replace")
-        canary = Version(image=check_image(image), model=named.model if model is None else model)
-        if canary == named and service.phase != "rolled back":
-            raise ConfigurationError(f"the service names {image} already; a new version needs a new tag")
-        return canary
-
-    def _share_when_ready(self, percent: int, interval_s: float) -> None:
-        """Give the version that has 0% its share; raises `ConfigurationError` where it will not be ready."""
-        began = time.monotonic()
-        while True:
-            service = self._cluster.read()
-            record = service.record
-            if record is None or service.phase != "rolled back":
-                raise ConfigurationError("the service was changed by somebody else meanwhile; see `rollout status`")
-            waited_s = time.monotonic() - began
-            if service.canary_is_ready(record):
-                break
-            if (failure := service.failure(record)) is not None or waited_s > self._rules.ready_timeout_s:
-                why = failure or f"not ready after {waited_s:.0f} s"
-                raise ConfigurationError(f"{record.canary.image} got no traffic: {why}")
-            self._tell(f"0% until {record.canary.image} is ready, after {waited_s:.0f} s")
-            time.sleep(interval_s)
-        message = f"{service.newest_revision} is ready and gets {percent}% of the traffic"
-        self._write(service, service.shift(percent), "Shared", message)
-        self._tell(message)
-
-    def promote(self) -> None:
-        """All the traffic to the newest revision, whoever began its canary."""
-        service = self._split_service()
-        if service.ready_revision != service.newest_revision:
-            raise ConfigurationError(f"{service.version.image} is not ready yet; see `rollout status`")
-        message = f"promoted by hand: {service.newest_revision} gets all the traffic"
-        self._write(service, service.shift(100), "Promoted", message)
-        self._tell(message)
-
-    def abort(self) -> None:
-        """All the traffic to the stable revision, whoever began the canary."""
-        service = self._split_service()
-        message = f"aborted by hand: {service.stable_revision} gets all the traffic"
-        self._write(service, service.shift(0), "Aborted", message, warning=True)
-        self._tell(message)
-
-    def _split_service(self) -> Service:
-        service = self._cluster.read()
-        if service.percent in (0, 100):
-            raise ConfigurationError("no canary has a share of the traffic; see `rollout status`")
-        return service
-
-    # ------------------------------------------------------------------------------------------------------ watched
+    _told = ""  # the last hold's reason: it is an Event once, not at every look
+    _split: tuple[str, int] | None = None  # the revision that has a share beside the stable one, and its share
+    _looked_at: datetime | None = None  # when the last look began
+    _split_since: datetime | None = None  # when this process last saw another split; None: it saw none
+    _shadow: tuple[tuple[str, int], Shadow] | None = None  # of a split: the same question has the same answer
 
     def watch(self, interval_s: float, *, forever: bool) -> Service:
-        """Look and act until a rollout has ended, or `forever`; an API or a Prometheus that is away is waited for.
+        """Look and act until the rollout has ended, or `forever`; an API or a Prometheus that is away is waited for.
 
-        Gives the service as it was when the rollout was found ended.
+        Gives the service as it was when the rollout was found ended. Where none was ever started it waits for one.
         """
-        seen, idle = False, False
+        waiting = ""
         while True:
-            began = time.monotonic()
+            began, pause_s = time.monotonic(), interval_s
             try:
                 service = self.step()
-                if seen and not service.running and not forever:
+                if service.phase is not None and not service.running and not forever:
                     self._tell(f"the rollout has ended: {service.phase}")
                     return service
-                if not service.running and not idle:
-                    self._tell("waiting for a rollout to start")
-                seen, idle = seen or service.running, not service.running
+                if waiting != (waiting := "" if service.running else _why_idle(service)) and waiting:
+                    self._tell(waiting)
             except Conflict as error:
                 self._tell(f"{error}; looking again")
-                continue
+                pause_s = min(interval_s, _AFTER_A_CONFLICT_S)
             except ClusterError as error:
                 self._tell(str(error))
-            time.sleep(max(interval_s - (time.monotonic() - began), 0))
+            time.sleep(max(pause_s - (time.monotonic() - began), 0))
 
     def step(self) -> Service:
         """Look once and do what follows; the service as it was found, or as it is after a change."""
@@ -169,84 +70,82 @@ class Rollout:
 
     def look(self) -> Look:
         """The service, the evidence where there is some, and what follows; writes nothing."""
+        looked_at = now()
         service = self._cluster.read()
         record = service.record
-        self._note_split(service)
+        canary = "" if record is None else service.sharing_beside(record.stable_revision)
+        self._note_split((canary, service.percent), looked_at)
         if record is None or not service.running:
             return Look(service)
-        if (failure := service.failure(record)) is not None:
-            message = f"rolled back: {service.newest_revision} failed: {failure}"
+        if service.failure is not None and service.canary_is_made(record):
+            message = f"{service.percent}% -> 0%; {service.newest_revision} failed: {service.failure}"
             return Look(service, None, Decision("rollback", "RevisionFailed", message, 0))
-        if service.phase == "waiting":
-            return Look(service, None, self._wait_for(service, record))
-        return self._compare(service, record)
+        if service.phase == "comparing":
+            return self._compare(service, record, canary)
+        waiting = self._wait_for(service, record)
+        if canary and waiting.action == "hold":  # some revision has traffic that was not asked for now: it may be bad
+            look = self._compare(service, record, canary)
+            if look.decision is not None and look.decision.action == "rollback":
+                return look
+        return Look(service, None, waiting)
 
-    def _note_split(self, service: Service) -> None:
-        split = service.newest_revision if service.phase == "comparing" else "", service.percent
-        if split != self._split:
-            # The first look of a process does not know for how long it has been so.
-            self._split_since = now() if self._split[1] else None
-            self._split = split
+    def report(self) -> Group:
+        """What `rollout status` prints."""
+        try:
+            events = self._cluster.told()
+        except ClusterError as error:  # this account may not list them
+            events = [(now(), str(error))]
+        return report(self.look(), events, self._rules)
+
+    def _note_split(self, split: tuple[str, int], looked_at: datetime) -> None:
+        if self._split not in (None, split):
+            self._split_since = self._looked_at  # it changed since then
+        self._split, self._looked_at = split, looked_at
 
     def _wait_for(self, service: Service, record: Record) -> Decision:
-        waited_s = (now() - record.started).total_seconds()
+        waited_s = (now() - max(record.started, service.shared_at or record.started)).total_seconds()
         if waited_s > self._rules.ready_timeout_s and not service.canary_is_ready(record):
-            return Decision("rollback", "NotReady", f"rolled back: not ready after {waited_s:.0f} s", 0)
-        message = f"{record.canary.image} is not ready yet, after {waited_s:.0f} s"
+            message = f"{service.percent}% -> 0%; not ready after {waited_s:.0f} s"
+            return Decision("rollback", "NotReady", message, 0)
+        message = f"{record.canary.image} does not have its share yet, after {waited_s:.0f} s"
         return Decision("hold", "Waiting", message, service.percent)
 
-    def _compare(self, service: Service, record: Record) -> Look:
-        since = service.since or self._split_since or record.started
-        step_s = max((now() - since).total_seconds(), 0)
-        revisions = record.stable_revision, service.newest_revision
-        shadow: Shadow | None = None
+    def _compare(self, service: Service, record: Record, canary: str) -> Look:
+        # This process's own clock where it saw the split change; else the API server's books.
+        since = self._split_since or service.shared_at or record.started
+        step_since = self._split_since or max(since, service.ready_since or since)
+        evidence_s, step_s = ((now() - each).total_seconds() for each in (since, step_since))
+        revisions = record.stable_revision, canary
         unavailable: tuple[str, str] | None = None
-        if self._rules.shadow is not None:
-            try:
-                shadow = compare(self._rules.shadow, self._cluster.name, *map(service.url_of, revisions))
-            except ShadowUnavailable as error:
-                unavailable = "ShadowUnavailable", str(error)
-        stable = canary = Seen()
+        stable = seen = Seen()
         try:
-            stable, canary = self._metrics.read(*revisions, step_s)
+            stable, seen = self._metrics.read(*revisions, evidence_s)
         except PrometheusUnavailable as error:
             unavailable = "PrometheusUnavailable", str(error)
-        evidence = Evidence(stable, canary, shadow)
+        evidence = Evidence(stable, seen)
         decision = decide(service.percent, step_s, evidence, self._rules)
+        if decision.action != "rollback" and self._rules.shadow is not None:
+            try:
+                evidence = Evidence(stable, seen, self._ask_both(service, record, canary))
+                decision = decide(service.percent, step_s, evidence, self._rules)
+            except ShadowUnavailable as error:
+                unavailable = "ShadowUnavailable", str(error)
         # What is known may be enough to go back, never enough to go on.
         if unavailable is not None and (decision.action != "rollback" or decision.kind == "Undecided"):
             return Look(service, None, Decision("hold", *unavailable, service.percent))
         return Look(service, evidence, decision)
 
-    def report(self) -> Group:
-        """What `rollout status` prints."""
-        return report(self.look(), self._cluster.told(), self._rules)
-
-    # ------------------------------------------------------------------------------------------------------- writing
-
-    def _write(self, service: Service, patch: Json, kind: str, message: str, *, warning: bool = False) -> None:
-        if self._dry_run:
-            self._tell(f"dry run, not sent: {patch['spec']['predictor']}")
-            return
-        self._cluster.patch(patch)
-        self._event(service, kind, message, warning=warning)
-
-    def _event(self, service: Service, kind: str, message: str, *, warning: bool = False) -> None:
-        if self._dry_run:
-            return
-        try:
-            self._cluster.tell(service, kind, message, warning=warning)
-        except ClusterError as error:  # the rollout matters more than its tale
-            self._tell(str(error))
+    def _ask_both(self, service: Service, record: Record, canary: str) -> Shadow:
+        """The shadow of this split: asked once, since its answers count as traffic."""
+        assert self._rules.shadow is not None
+        split = canary, service.percent
+        if self._shadow is None or self._shadow[0] != split:
+            urls = service.url_of(record.stable_revision), service.url_of(canary)
+            self._shadow = split, compare(self._rules.shadow, self._cluster.name, *urls)
+        return self._shadow[1]
 
 
-def _stable_version(service: Service) -> Version:
-    """The version that has the traffic now; raises `ConfigurationError` where two have some."""
-    if service.percent == 100:
-        return service.version
-    if service.percent == 0 and service.record is not None:  # rolled back: the service still names what failed
-        return service.record.stable
-    raise ConfigurationError(
-        f"{service.version.image} has {service.percent}% of the traffic, by hand; promote or abort it first, and remove "
-        "canaryTrafficPercent once the version to keep has been applied"
-    )
+def _why_idle(service: Service) -> str:
+    if service.percent in (0, 100):
+        return "waiting for a rollout to start"
+    return f"{service.version.image} has {service.percent}% of the traffic, and no rollout is recorded: not watched"
