@@ -482,7 +482,7 @@ def in_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> datetime:
 
 
 def test_a_step_is_measured_from_the_api_servers_books(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evidence from the last patch on, time at the step from readiness if that was later; a watcher that saw neither."""
+    """Evidence from the last patch on, the step's time from readiness if that was later; a watcher that saw neither."""
     bench.started()
     bench.kserve.change(maxReplicas=3)  # somebody else's patch does not count
     now = in_seconds(monkeypatch, 100)
