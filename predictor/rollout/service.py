@@ -109,7 +109,7 @@ class Service:
     @property
     def newest_revision(self) -> str:
         """The revision made last, whether or not it is ready."""
-        return str(self._component.get("latestCreatedRevision", ""))
+        return str(self._component.get("latestCreatedRevision", self.ready_revision))
 
     @property
     def ready_revision(self) -> str:
@@ -120,11 +120,13 @@ class Service:
     def traffic(self) -> list[tuple[str, int]]:
         """Revisions and their shares."""
         entries: list[Json] = self._component.get("traffic", [])
-        return [(str(each.get("revisionName", "")), int(each.get("percent") or 0)) for each in entries]
+        latest = self.ready_revision
+        return [(str(each.get("revisionName", latest)), int(each.get("percent") or 0)) for each in entries]
 
     def sharing_beside(self, stable: str) -> str:
         """The revision that has traffic beside the stable one; empty where none has."""
-        return next((revision for revision, percent in self.traffic if percent and revision != stable), "")
+        traffic = self.traffic or [(self.ready_revision, self.percent)]
+        return next((revision for revision, percent in traffic if percent and revision != stable), "")
 
     def url_of(self, revision: str) -> str | None:
         """A revision's own address, which it has with tag routing."""
@@ -143,8 +145,8 @@ class Service:
             return "superseded"
         if self.percent in (0, 100):
             return "promoted" if self.percent else "rolled back"
-        ready = self.canary_is_ready(record)
-        return "comparing" if ready and (self.newest_revision, self.percent) in self.traffic else "waiting"
+        has_share = not self.traffic or (self.newest_revision, self.percent) in self.traffic
+        return "comparing" if has_share and self.canary_is_ready(record) else "waiting"
 
     @property
     def running(self) -> bool:

@@ -34,7 +34,7 @@ class Rollout(ByHand):
 
         Gives the service as it was when the rollout was found ended. Where none was ever started it waits for one.
         """
-        waiting = ""
+        idle = ""
         while True:
             began, pause_s = time.monotonic(), interval_s
             try:
@@ -42,8 +42,9 @@ class Rollout(ByHand):
                 if service.phase is not None and not service.running and not forever:
                     self._tell(f"the rollout has ended: {service.phase}")
                     return service
-                if waiting != (waiting := "" if service.running else _why_idle(service)) and waiting:
-                    self._tell(waiting)
+                before, idle = idle, _why_idle(service)
+                if idle and idle != before:
+                    self._tell(idle)
             except Conflict as error:
                 self._tell(f"{error}; looking again")
                 pause_s = min(interval_s, _AFTER_A_CONFLICT_S)
@@ -146,6 +147,9 @@ class Rollout(ByHand):
 
 
 def _why_idle(service: Service) -> str:
+    """Why there is nothing to do; empty while there is."""
+    if service.running:
+        return ""
     if service.percent in (0, 100):
         return "waiting for a rollout to start"
     return f"{service.version.image} has {service.percent}% of the traffic, and no rollout is recorded: not watched"
