@@ -841,5 +841,25 @@ def test_the_commands_act_on_the_cluster_of_kubeconfig(bench: Bench, tmp_path: P
     assert "A watcher would now hold: Prometheus at" in status.output
     assert runner.invoke(app, ["rollout", "abort", "--dry-run"]).exit_code == 0
     assert bench.kserve.predictor["canaryTrafficPercent"] == 20
-    assert runner.invoke(app, ["rollout", "abort"]).exit_code == 0
+    aborted = runner.invoke(app, ["rollout", "abort", *flags])
+    assert aborted.exit_code == 0, aborted.output
     assert bench.kserve.predictor["canaryTrafficPercent"] == 0
+    assert "a watcher would have decided: hold: Prometheus at" in aborted.output
+
+
+@pytest.mark.parametrize(("command", "revision"), [("promote", CANARY), ("abort", STABLE)])
+def test_promote_and_abort_follow_the_traffic_where_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, command: str, revision: str
+) -> None:
+    bench.started()
+    monkeypatch.setattr(by_hand.time, "sleep", lambda _: bench.kserve.report(CANARY, CANARY))
+    result = CliRunner().invoke(app, ["rollout", command, "--interval", "2"])
+    assert result.exit_code == 0, result.output
+    assert f"{CANARY} 10%, {STABLE} 90%" in result.output
+    assert result.output.rstrip().endswith(f"{revision} has all the traffic")
+
+
+def test_traffic_that_does_not_move_is_told(bench: Bench) -> None:
+    bench.started()
+    with pytest.raises(ConfigurationError, match=f"{STABLE} does not have all the traffic after 0 s: {CANARY} 10%"):
+        bench.rollout(ready_timeout_s=0.01).follow(STABLE, 0.02)

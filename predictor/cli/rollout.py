@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from predictor.rollout.service import Service
     from predictor.rollout.watch import Rollout
 
 app = typer.Typer(
@@ -28,6 +29,10 @@ RulesFile = Annotated[
     Path | None, typer.Option("--rules", metavar="FILE", help="YAML with the rules to decide by; see docs/rollout.md.")
 ]
 Interval = Annotated[float, typer.Option(metavar="S", min=0.1, max=86400, help="Seconds from one look to the next.")]
+Follow = Annotated[
+    float | None,
+    typer.Option("--interval", metavar="S", min=0.1, max=86400, help="Look every S seconds until it has moved."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 _PROMETHEUS = "http://localhost:9090"
@@ -108,15 +113,44 @@ def status(
 
 
 @app.command()
-def promote(name: Name = "aitextgen", namespace: Namespace = "default", dry_run: DryRun = False) -> None:
-    """Give the canary all the traffic."""
-    _rollout(name, namespace, dry_run=dry_run).promote()
+def promote(
+    name: Name = "aitextgen",
+    namespace: Namespace = "default",
+    prometheus: Prometheus = _PROMETHEUS,
+    interval: Follow = None,
+    rules: RulesFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Give the canary all the traffic, and say what a watcher would have done."""
+    rollout = _rollout(name, namespace, prometheus, rules, dry_run)
+    before = rollout.promote()
+    _tell_evidence(rollout, before)
+    if interval is not None and not dry_run:
+        rollout.follow(before.newest_revision, interval)
 
 
 @app.command()
-def abort(name: Name = "aitextgen", namespace: Namespace = "default", dry_run: DryRun = False) -> None:
-    """Give the stable version all the traffic."""
-    _rollout(name, namespace, dry_run=dry_run).abort()
+def abort(
+    name: Name = "aitextgen",
+    namespace: Namespace = "default",
+    prometheus: Prometheus = _PROMETHEUS,
+    interval: Follow = None,
+    rules: RulesFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Give the stable version all the traffic, and say what a watcher would have done."""
+    rollout = _rollout(name, namespace, prometheus, rules, dry_run)
+    before = rollout.abort()
+    _tell_evidence(rollout, before)
+    if interval is not None and not dry_run:
+        rollout.follow(before.stable_revision, interval)
+
+
+def _tell_evidence(rollout: Rollout, service: Service) -> None:
+    """After the traffic has been moved, since asking Prometheus may take seconds."""
+    decision = rollout.judge(service).decision
+    if decision is not None:
+        _tell(f"a watcher would have decided: {decision.action}: {decision.message}")
 
 
 @app.command()

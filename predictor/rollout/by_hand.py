@@ -92,29 +92,43 @@ class ByHand:
                 self._tell(str(error))
             time.sleep(interval_s)
 
-    def promote(self) -> None:
-        """All the traffic to the newest revision, whoever began its canary."""
+    def promote(self) -> Service:
+        """All the traffic to the newest revision, whoever began its canary; the service as it was before."""
 
-        def promote() -> None:
+        def promote() -> Service:
             service = self._split_service()
             if service.ready_revision != service.newest_revision or service.failure is not None:
                 raise ConfigurationError(f"{service.version.image} is not ready; see `rollout status`")
             message = f"promoted by hand: {service.newest_revision} gets all the traffic"
             self._write(service, service.shift(100), "Promoted", message)
             self._tell(message)
+            return service
 
-        self._insist(promote)
+        return self._insist(promote)
 
-    def abort(self) -> None:
-        """All the traffic to the stable revision, whoever began the canary."""
+    def abort(self) -> Service:
+        """All the traffic to the stable revision, whoever began the canary; the service as it was before."""
 
-        def abort() -> None:
+        def abort() -> Service:
             service = self._split_service()
             message = f"aborted by hand: {service.stable_revision} gets all the traffic"
             self._write(service, service.shift(0), "Aborted", message, warning=True)
             self._tell(message)
+            return service
 
-        self._insist(abort)
+        return self._insist(abort)
+
+    def follow(self, revision: str, interval_s: float) -> None:
+        """Wait until KServe reports that a revision has all the traffic; raises `ConfigurationError` if it does not."""
+        began = time.monotonic()
+        while (traffic := self._cluster.read().traffic) and any(share for each, share in traffic if each != revision):
+            waited_s = time.monotonic() - began
+            told = ", ".join(f"{each} {share}%" for each, share in traffic)
+            if waited_s > self._rules.ready_timeout_s:
+                raise ConfigurationError(f"{revision} does not have all the traffic after {waited_s:.0f} s: {told}")
+            self._tell(told)
+            time.sleep(interval_s)
+        self._tell(f"{revision} has all the traffic")
 
     def _split_service(self) -> Service:
         service = self._cluster.read()

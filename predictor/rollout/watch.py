@@ -73,11 +73,16 @@ class Rollout(ByHand):
         """The service, the evidence where there is some, and what follows; writes nothing."""
         looked_at = now()
         service = self._cluster.read()
-        record = service.record
-        canary = "" if record is None else service.sharing_beside(record.stable_revision)
+        canary = "" if service.record is None else service.sharing_beside(service.record.stable_revision)
         self._note_split((canary, service.percent), looked_at)
+        return self.judge(service)
+
+    def judge(self, service: Service) -> Look:
+        """The evidence on a service as it was read, and what follows from it."""
+        record = service.record
         if record is None or not service.running:
             return Look(service)
+        canary = service.sharing_beside(record.stable_revision)
         if service.failure is not None and service.canary_is_made(record):
             message = f"{service.percent}% -> 0%; {service.newest_revision} failed: {service.failure}"
             return Look(service, None, Decision("rollback", "RevisionFailed", message, 0))
