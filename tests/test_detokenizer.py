@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -116,13 +116,16 @@ def test_any_ids_of_gpt2_give_the_tokenizers_own_text(ids: list[int]) -> None:
 
 
 @given(text=TEXTS)
+@example(text="a<|endoftext|>b")
 @settings(deadline=None, max_examples=300)
 def test_encoded_text_comes_back_whole_at_once(text: str) -> None:
+    """But for the end token, which is no text: hypothesis finds its name among the constants of the code."""
+    whole = text.replace("<|endoftext|>", "")
     for vocabulary in (tiny(), gpt2()):
         streamed = pushes(vocabulary, vocabulary.encode(text))
-        assert "".join(streamed) == text
+        assert "".join(streamed) == whole
         # What is out is always the text's beginning: nothing sent is ever taken back.
-        assert all(text.startswith(sent) for sent in accumulate(streamed))
+        assert all(whole.startswith(sent) for sent in accumulate(streamed))
 
 
 @pytest.mark.parametrize("text", ["😀", "中", "é", "👩\u200d👩\u200d👧", "a😀b", "日本語", "🇫🇷"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -41,10 +41,13 @@ def test_token_bytes_spell_what_the_tokenizer_decodes(make: object) -> None:
 
 
 @given(text=st.text(max_size=60))
+@example(text="a<|endoftext|>b")
 @settings(deadline=None, max_examples=200)
 def test_the_bytes_of_encoded_text_are_its_utf8(text: str) -> None:
+    """But for the end token, which is no text: hypothesis finds its name among the constants of the code."""
+    wanted = text.replace("<|endoftext|>", "").encode()
     for vocabulary in (tiny(), gpt2()):
-        assert b"".join(vocabulary.token_bytes[token_id] for token_id in vocabulary.encode(text)) == text.encode()
+        assert b"".join(vocabulary.token_bytes[token_id] for token_id in vocabulary.encode(text)) == wanted
 
 
 def test_every_byte_is_a_token() -> None:
