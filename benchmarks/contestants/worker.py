@@ -69,7 +69,7 @@ def serve(module_name: str, model: Path, settings: dict[str, Any], sizes: Sizes,
 
 
 def _module(name: str) -> EngineModule:
-    return importlib.import_module(f"benchmarks.contestants.{name}")  # type: ignore[return-value]
+    return importlib.import_module(f"benchmarks.contestants.{name}")
 
 
 def _reason(error: Exception) -> str:

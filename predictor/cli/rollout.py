@@ -38,9 +38,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 _PROMETHEUS = "http://localhost:9090"
 
 
-def _rollout(
-    name: str, namespace: str, prometheus: str = _PROMETHEUS, rules: Path | None = None, dry_run: bool = False
-) -> Rollout:
+def _rollout(name: str, namespace: str, prometheus: str, rules: Path | None, dry_run: bool = False) -> Rollout:
     # Here, because they bring the Kubernetes client, which takes longer to import than `--help` should.
     from predictor.rollout.cluster import Cluster
     from predictor.rollout.prometheus import Metrics
@@ -124,9 +122,7 @@ def promote(
     """Give the canary all the traffic, and say what a watcher would have done."""
     rollout = _rollout(name, namespace, prometheus, rules, dry_run)
     before = rollout.promote()
-    _tell_evidence(rollout, before)
-    if interval is not None and not dry_run:
-        rollout.follow(before.newest_revision, interval)
+    _tell_outcome(rollout, before, before.newest_revision, None if dry_run else interval)
 
 
 @app.command()
@@ -141,16 +137,16 @@ def abort(
     """Give the stable version all the traffic, and say what a watcher would have done."""
     rollout = _rollout(name, namespace, prometheus, rules, dry_run)
     before = rollout.abort()
-    _tell_evidence(rollout, before)
-    if interval is not None and not dry_run:
-        rollout.follow(before.stable_revision, interval)
+    _tell_outcome(rollout, before, before.stable_revision, None if dry_run else interval)
 
 
-def _tell_evidence(rollout: Rollout, service: Service) -> None:
-    """After the traffic has been moved, since asking Prometheus may take seconds."""
-    decision = rollout.judge(service).decision
+def _tell_outcome(rollout: Rollout, before: Service, revision: str, interval_s: float | None) -> None:
+    """What a watcher would have decided, asked only now since Prometheus may take seconds; then the traffic's move."""
+    decision = rollout.judge(before).decision
     if decision is not None:
         _tell(f"a watcher would have decided: {decision.action}: {decision.message}")
+    if interval_s is not None:
+        rollout.follow(revision, interval_s)
 
 
 @app.command()

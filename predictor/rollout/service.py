@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -89,7 +90,7 @@ class Service:
         percent = self._predictor.get("canaryTrafficPercent")
         return 100 if percent is None else int(percent)
 
-    @property
+    @cached_property
     def record(self) -> Record | None:
         """The last rollout's; None where there is none that can be read."""
         text = self._metadata.get("annotations", {}).get(RECORD)
@@ -103,7 +104,7 @@ class Service:
     @property
     def stable_revision(self) -> str:
         """The last revision that had all the traffic; empty before the first is ready."""
-        asked_for_all = self._component.get("latestReadyRevision", "") if self.percent == 100 else ""
+        asked_for_all = self.ready_revision if self.percent == 100 else ""
         return str(self._component.get("latestRolledoutRevision", asked_for_all))
 
     @property
