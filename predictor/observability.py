@@ -34,14 +34,14 @@ MODEL = Gauge(
     "1 for the model in use, its width and device as labels",
     [*_LABELS, "backend", "dtype", "device"],
 )
-REQUESTS = Counter("predictor_requests", "answered :predict requests", [*_LABELS, "code"])
+REQUESTS = Counter("predictor_requests", "answered requests for text, over any protocol", [*_LABELS, "code"])
 # Series that exist before the first such answer, so that a rate sees it.
 CODES = (200, 400, 429, 499, 500, 503, 504)
 PROMPT_TOKENS = Counter("predictor_prompt_tokens", "tokens of prompts answered", _LABELS)
 COMPLETION_TOKENS = Counter("predictor_completion_tokens", "tokens generated in answers", _LABELS)
 REQUEST_SECONDS = Histogram(
     "predictor_request_seconds",
-    "time of a :predict request, by model",
+    "time of a request for text, to the end of its answer",
     _LABELS,
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
 )

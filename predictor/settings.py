@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
 
@@ -19,13 +19,30 @@ PREFIX = "PREDICTOR_"
 
 _MODEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 
+Compat = Literal["cloud-run", "huggingface-gpt", "seldon", "nanogpt"]
+COMPAT: tuple[Compat, ...] = ("cloud-run", "huggingface-gpt", "seldon", "nanogpt")
+
+# A setting that may be given several times; its variable separates the values by spaces.
+_Several = Annotated[tuple[str, ...], NoDecode]
+
+
+class NamedModel(NamedTuple):
+    """A model to serve: its name in paths, and the folder or hub id it comes from."""
+
+    name: str
+    source: str
+
 
 class Settings(BaseSettings):
     """The settings of one server process."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    model: str = Field("aitextgen=models/bard", description="NAME=SOURCE; SOURCE is a folder or a Hugging Face hub id")
+    model: _Several = Field(
+        ("aitextgen=models/bard",),
+        description="NAME=SOURCE; SOURCE is a folder or a Hugging Face hub id; several share the KV memory, and a "
+        "request that names none goes to the first",
+    )
     revision: str | None = Field(None, description="branch, tag or commit of the model's hub id")
     backend: Literal["engine", "transformers", "aitextgen"] = Field("engine", description="what generates the tokens")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
@@ -68,23 +85,80 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of the model; by default one per physical core that it may use"
     )
+    compat: Annotated[tuple[Compat, ...], NoDecode] = Field(
+        COMPAT, description="older servers' routes to answer: cloud-run, huggingface-gpt, seldon, nanogpt, or none"
+    )
+    cors: _Several = Field((), description="origin that browsers may call from; * is any; none: CORS is off")
+    jobs: str | None = Field(
+        None,
+        description="where asynchronous requests are kept: sqlite:///PATH or redis://HOST:PORT/DB; by default a SQLite "
+        "file of this port in the folder for temporary files",
+    )
+    job_concurrency: int = Field(
+        4, ge=0, le=4096, description="jobs that this process runs together; 0 leaves all of them to workers"
+    )
+    job_limit: int = Field(10_000, ge=1, le=1_000_000, description="jobs that may wait; past it 429")
+    job_expiry_s: int = Field(86_400, ge=1, le=30 * 86_400, description="seconds that an ended job is kept")
+    webhook_host: _Several = Field(
+        (), description="host that a job's webhook may name; * is any; none: webhooks are refused"
+    )
+    api_keys: str | None = Field(None, description="file with a line per API key, NAME:KEY; read again when it changes")
+    admin_key: str | None = Field(
+        None, description="file with the key that may load and unload models; without it both are switched off"
+    )
+    rate_limit: int | None = Field(
+        None, ge=1, le=1_000_000, description="requests per minute of one API key, or of one address where keys are off"
+    )
+    banned: str | None = Field(
+        None,
+        description="file with a regular expression a line; a prompt that matches is a strike; read again when changed",
+    )
+    strikes: int = Field(10, ge=1, le=1_000_000, description="strikes after which a user gets 403")
+    strikes_expiry_s: int = Field(86_400, ge=1, le=365 * 86_400, description="seconds until a strike is forgotten")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
     log_format: Literal["text", "json"] = Field("text", description="one line of text, or one JSON object, per event")
 
+    @field_validator("model", "cors", "webhook_host", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """A variable's text into values. A model's folder may hold spaces: what begins anew is NAME=."""
+        return re.split(r"\s+(?=\S+=)" if "=" in value else r"\s+", value.strip()) if isinstance(value, str) else value
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _compat(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(name.strip() for name in value.split(","))
+
     @field_validator("model")
     @classmethod
-    def _name_and_source(cls, value: str) -> str:
-        if not _MODEL.fullmatch(value):
+    def _names_and_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(_MODEL.fullmatch(each) for each in value):
             raise ValueError("must be NAME=SOURCE, the name in letters, digits, '.', '_' and '-'")
+        names = [each.split("=", 1)[0] for each in value]
+        if len(set(names)) < len(names):
+            raise ValueError("must give every model a name of its own")
         return value
 
-    @property
-    def model_name(self) -> str:
-        return self.model.split("=", 1)[0]
+    @field_validator("jobs")
+    @classmethod
+    def _a_store(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(sqlite:///|rediss?://).", value):
+            raise ValueError("must be sqlite:///PATH or redis://HOST:PORT/DB")
+        return value
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> Settings:
+        for name in ("revision", "draft"):
+            if getattr(self, name) is not None and len(self.model) > 1:
+                raise ConfigurationError(f"{flag(name)} belongs to one model, and {len(self.model)} are to be served")
+        return self
 
     @property
-    def model_source(self) -> str:
-        return self.model.split("=", 1)[1]
+    def models(self) -> list[NamedModel]:
+        """What `model` names, in order; the first is the one of requests that name none."""
+        return [NamedModel(*each.split("=", 1)) for each in self.model]
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

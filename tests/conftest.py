@@ -116,7 +116,8 @@ def predictor(checkpoint: Path) -> Iterator[object]:
     """The loaded KServe model behind `client`."""
     from predictor.server.predictor import Predictor
 
-    model = Predictor(small_limits(checkpoint))
+    settings = small_limits(checkpoint)
+    model = Predictor(settings, settings.models[0])
     model.load()
     yield model
     model.stop()

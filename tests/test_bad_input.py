@@ -125,7 +125,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ),
     ("return_full_text a string", v1(return_full_text="yes"), "return_full_text"),
     ("details null", v1(details=None), "details"),
-    ("stream", v1(stream=True), "stream"),
+    ("stream", v1(stream=1), "stream"),
     ("timeout_s 0", v1(timeout_s=0), "timeout_s"),
     ("timeout_s past the server's", v1(timeout_s=61), "timeout_s"),
     # the prompt against the context

@@ -309,3 +309,22 @@ async def test_prompts_are_never_logged(client: httpx.AsyncClient, caplog: pytes
     await client.post(PREDICT, json={"text": "xyzzy secret prompt " * 100})
     assert caplog.records
     assert "xyzzy" not in caplog.text
+
+
+async def test_a_stream_is_the_answer_in_pieces(client: httpx.AsyncClient) -> None:
+    asked = {"seed": 5, "max_new_tokens": 12, "n": 2, "temperature": 2}
+    whole = await predict(client, "hello", "the word", **asked)
+    body = {"instances": ["hello", "the word"], "parameters": asked | {"stream": True}}
+    async with client.stream("POST", PREDICT, json=body) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in response.aiter_lines() if line]
+    texts: dict[tuple[int, int], str] = {}
+    ended = []
+    for event in (json.loads(line.removeprefix("data: ")) for line in lines):
+        place = (event["index"], event["sample"])
+        texts[place] = texts.get(place, "") + event["delta"]
+        if "finish_reason" in event:
+            ended.append((place, event["usage"]["completion_tokens"] <= 12))
+    assert texts == {(row, sample): whole[row][sample] for row in range(2) for sample in range(2)}
+    assert sorted(ended) == [((row, sample), True) for row in range(2) for sample in range(2)]

@@ -30,7 +30,7 @@ def refusal(flags: dict[str, Any]) -> str:
 
 def test_defaults_are_what_the_documents_say() -> None:
     settings = load_settings({})
-    assert (settings.model_name, settings.model_source) == ("aitextgen", "models/bard")
+    assert settings.models == [("aitextgen", "models/bard")]
     assert (settings.port, settings.queue_limit, settings.grace_period_s) == (8080, 512, 30)
     assert (settings.backend, settings.dtype, settings.device) == ("engine", "auto", "auto")
 
@@ -43,7 +43,7 @@ def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 SET = {
-    "model": ("m=some/folder", "m=some/folder"),
+    "model": ("m=some/folder", ("m=some/folder",)),
     "revision": ("v1.0", "v1.0"),
     "backend": ("transformers", "transformers"),
     "dtype": ("bfloat16", "bfloat16"),
@@ -58,6 +58,19 @@ SET = {
     "step_tokens": ("32", 32),
     "speculation": ("false", False),
     "draft": ("some/folder", "some/folder"),
+    "compat": ("seldon, nanogpt", ("seldon", "nanogpt")),
+    "cors": ("https://a.example https://b.example", ("https://a.example", "https://b.example")),
+    "jobs": ("redis://queue:6379/0", "redis://queue:6379/0"),
+    "job_concurrency": ("0", 0),
+    "job_limit": ("5", 5),
+    "job_expiry_s": ("60", 60),
+    "webhook_host": ("a.example", ("a.example",)),
+    "api_keys": ("keys.txt", "keys.txt"),
+    "admin_key": ("admin.txt", "admin.txt"),
+    "rate_limit": ("30", 30),
+    "banned": ("banned.txt", "banned.txt"),
+    "strikes": ("3", 3),
+    "strikes_expiry_s": ("60", 60),
     "max_instances": ("3", 3),
     "max_body_bytes": ("4096", 4096),
     "timeout_s": ("1.5", 1.5),
@@ -113,6 +126,14 @@ OUTSIDE = [
     ("timeout_s", float("inf"), "3600"),
     ("threads", 0, "1"),
     ("threads", 1025, "1024"),
+    ("job_concurrency", -1, "0"),
+    ("job_limit", 0, "1"),
+    ("job_expiry_s", 0, "1"),
+    ("rate_limit", 0, "1"),
+    ("strikes", 0, "1"),
+    ("strikes_expiry_s", 0, "1"),
+    ("jobs", "mysql://x", "redis"),
+    ("compat", "bert", "'seldon'"),
     ("backend", "tensorflow", "'engine', 'transformers' or 'aitextgen'"),
     ("dtype", "int4", "'float32'"),
     ("log_level", "loud", "'debug'"),
@@ -162,7 +183,7 @@ def test_a_flag_hides_the_variable_it_beats(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_a_model_is_a_name_and_a_source(model: str, name: str, source: str) -> None:
     settings = load_settings({"model": model})
-    assert (settings.model_name, settings.model_source) == (name, source)
+    assert settings.models == [(name, source)]
 
 
 @pytest.mark.parametrize("model", ["", "gpt2", "=gpt2", "name=", "a b=c", "a/b=c", "-a=b", ".=b", "é=b", "a:b=c"])
@@ -245,7 +266,9 @@ def test_serve_help_lists_every_setting_with_its_variable() -> None:
         assert f"[env: {PREFIX}{name.upper()}]" in told
         assert field.description in told
         if field.default is not None:
-            assert f"[default: {field.default}]" in told
+            shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            if shown:
+                assert f"[default: {shown}]" in told
 
 
 def test_help_tells_a_stranger_the_commands() -> None:
@@ -255,10 +278,24 @@ def test_help_tells_a_stranger_the_commands() -> None:
     assert "temperature" in run("generate", "--help").output
 
 
-def test_two_models_are_refused() -> None:
-    result = run("serve", "--model", "a=x", "--model", "b=y")
-    assert isinstance(result.exception, ConfigurationError)
-    assert "2 times" in str(result.exception)
+def test_several_models_have_names_of_their_own() -> None:
+    settings = load_settings({"model": ["a=x", "b=y"]})
+    assert settings.models == [("a", "x"), ("b", "y")]
+    assert "name of its own" in refusal({"model": ["a=x", "a=y"]})
+
+
+def test_several_models_in_a_variable_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREDICTOR_MODEL", "a=my models/x b=y")
+    assert load_settings({}).models == [("a", "my models/x"), ("b", "y")]
+
+
+@pytest.mark.parametrize("name", ["revision", "draft"])
+def test_what_belongs_to_one_model_is_refused_beside_another(name: str) -> None:
+    assert flag(name) in refusal({"model": ["a=x", "b=y"], name: "main"})
+
+
+def test_no_older_server_is_answered_when_none_is_named() -> None:
+    assert load_settings({"compat": "none"}).compat == ()
 
 
 def test_an_unknown_flag_is_a_usage_error() -> None:

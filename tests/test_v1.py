@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.strict_json import loads
-from predictor.protocols.v1 import Limits, Predict, parse, render
+from predictor.protocols.v1 import Predict, parse
+from predictor.protocols.wire import Limits
 from predictor.text.request import Completion, LogProb
 
 LIMITS = Limits(max_instances=4, max_timeout_s=60)
@@ -45,7 +46,7 @@ def test_strings_are_prompts() -> None:
     "extra", [{}, {"signature_name": "serving_default"}, {"signature_name": ""}, {"parameters": {}}]
 )
 def test_signature_and_parameters_may_be_absent(extra: dict[str, Any]) -> None:
-    assert parse({"instances": ["a"]} | extra, LIMITS) == parse({"instances": ["a"]}, LIMITS)
+    assert parse({"instances": ["a"]} | extra, LIMITS).rows == parse({"instances": ["a"]}, LIMITS).rows
 
 
 def test_parameters_hold_for_every_row() -> None:
@@ -138,7 +139,7 @@ REFUSED: list[tuple[Any, str | None, list[str]]] = [
     ({"instances": [{"prompt": "b", "colour": 1}]}, "colour", ["instances[0]", "unknown field", "colour"]),
     ({"instances": [{"prompt": "b", "top_k": None}]}, "top_k", ["instances[0].top_k", "null"]),
     ({"instances": [{"prompt": "b", "n": 2, "num_return_sequences": 2}]}, "num_return_sequences", ["instances[0]"]),
-    ({"instances": [{"prompt": "b", "stream": True}]}, "stream", ["instances[0].stream"]),
+    ({"instances": [{"prompt": "b", "stream": True}]}, "stream", ["instances[0]", "parameters"]),
     # parameters
     ({"instances": ["a"], "parameters": []}, "parameters", ["parameters", "object"]),
     ({"instances": ["a"], "parameters": None}, "parameters", ["parameters", "object"]),
@@ -278,7 +279,7 @@ def test_the_older_body_may_slide() -> None:
 
 
 def answer(body: dict[str, Any], results: list[list[Completion]]) -> Any:
-    rendered = render(parse(body, LIMITS), results)
+    rendered = parse(body, LIMITS).render(results)
     return json.loads(json.dumps(rendered))
 
 
@@ -348,4 +349,4 @@ def test_as_many_results_as_rows_are_expected() -> None:
     predict = parse({"instances": ["a", "b"]}, LIMITS)
     assert isinstance(predict, Predict)
     with pytest.raises(ValueError, match="zip"):
-        render(predict, [[completion("x")]])
+        predict.render([[completion("x")]])

@@ -13,7 +13,7 @@ from predictor.engine.load import Load
 from predictor.engine.params import SamplingParams
 from predictor.engine.stream import TokenStream
 from predictor.errors import ConfigurationError
-from predictor.settings import Settings, flag
+from predictor.settings import NamedModel, Settings, flag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,10 +47,12 @@ class BackendOptions:
     draft: Path | None = None  # the folder of the model that guesses
     queue_limit: int = 512
     threads: int | None = None
+    sharing: int = 1  # models that share the KV memory, this one included
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> BackendOptions:
-        """The settings a backend needs, and the folders of its checkpoints, which may be downloaded for it.
+    def from_settings(cls, settings: Settings, model: NamedModel | None = None) -> BackendOptions:
+        """The settings a backend needs to load `model` (the first, by default), and the folders of its checkpoints,
+        which may be downloaded for it.
 
         Raises `ConfigurationError` for a setting that was given and would do nothing, and `CheckpointError`.
         """
@@ -58,9 +60,10 @@ class BackendOptions:
             raise ConfigurationError(f"{flag(name)} does nothing with --backend {settings.backend}; leave it out")
         if settings.draft is not None and not settings.speculation:
             raise ConfigurationError("--draft does nothing with --no-speculation; leave one of them out")
-        names = {each.name for each in fields(cls)} - {"folder", "draft"}
+        names = {each.name for each in fields(cls)} - {"folder", "draft", "sharing"}
         return cls(
-            folder=resolve(settings.model_source, settings.revision),
+            folder=resolve((model or settings.models[0]).source, settings.revision),
+            sharing=len(settings.models),
             draft=None if settings.draft is None else resolve(settings.draft),
             **{name: getattr(settings, name) for name in names},
         )

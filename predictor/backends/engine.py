@@ -98,13 +98,13 @@ class EngineBackend(WorkerBackend):
         per_token = _kv_bytes_per_token(config, width)
         if draft_config is not None:
             per_token += _kv_bytes_per_token(draft_config, _DRAFT_WIDTH)
-        asked = options.kv_memory_mib
+        asked = None if options.kv_memory_mib is None else options.kv_memory_mib // options.sharing
         # In whole blocks of the kernels: a context that ends within one occupies all of it.
         least = per_token * -(-config.context // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
         if asked is not None and asked * 2**20 < least:
             raise ConfigurationError(
-                f"--kv-memory-mib {asked} holds {asked * 2**20 // per_token} tokens and one full context is "
-                f"{config.context}: give at least {-(-least // 2**20)}"
+                f"--kv-memory-mib {options.kv_memory_mib}{_of_each(options)} holds {asked * 2**20 // per_token} tokens "
+                f"and one full context is {config.context}: give at least {-(-least // 2**20) * options.sharing}"
             )
         needed = least if asked is None else asked * 2**20
         threads = options.threads or default_threads()
@@ -207,9 +207,16 @@ def _warm_up(engine: Engine) -> None:
         raise CheckpointError(f"{arrived[-1]}")
 
 
+def _of_each(options: BackendOptions) -> str:
+    return "" if options.sharing == 1 else f", shared by {options.sharing} models,"
+
+
 def _default_kv_bytes(least: int, device: torch.device, options: BackendOptions) -> int:
     """Never more than the running sequences can use, never less than the `least` bytes of one full context."""
     most = options.max_running * least
     free = free_bytes(device)
-    budget = int(free * _CUDA_KV_SHARE) if device.type == "cuda" else min(_CPU_KV_BYTES, free // 2)
+    if device.type == "cuda" and options.sharing > 1:
+        # What is free now is also meant for the weights of the models that come after.
+        raise ConfigurationError(f"--kv-memory-mib is needed where {options.sharing} models share a GPU")
+    budget = int(free * _CUDA_KV_SHARE) if device.type == "cuda" else min(_CPU_KV_BYTES, free // 2) // options.sharing
     return max(least, min(budget, most))

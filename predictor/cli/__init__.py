@@ -33,11 +33,23 @@ app.add_typer(rollout.app, name="rollout")
 def setting(name: str) -> Any:
     """The typer option of a setting: no default of its own, so that a variable can take effect."""
     field = Settings.model_fields[name]
-    default = "" if field.default is None else f" [default: {field.default}]"
+    several = isinstance(field.default, tuple)
+    shown = " ".join(field.default) if several else field.default
+    default = "" if shown in (None, "") else f" [default: {shown}]"
     spelled = f"{flag(name)}/--no-{flag(name)[2:]}" if field.annotation is bool else flag(name)
     return typer.Option(
         spelled, help=f"{field.description}. [env: {PREFIX}{name.upper()}]{default}", show_default=False
     )
+
+
+def serve_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags as typer gives them, without the lists that nobody began; refuses a bundled model that is not there."""
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    (default,) = Settings.model_fields["model"].default
+    source = default.split("=", 1)[1]
+    if load_settings(given).model == (default,) and not Path(source).is_dir():
+        raise ConfigurationError(f"{source}, the bundled model, is not here; give --model NAME=SOURCE")
+    return given
 
 
 @app.callback(invoke_without_command=False)
@@ -66,6 +78,19 @@ def serve(
     step_tokens: Annotated[int | None, setting("step_tokens")] = None,
     speculation: Annotated[bool | None, setting("speculation")] = None,
     draft: Annotated[str | None, setting("draft")] = None,
+    compat: Annotated[str | None, setting("compat")] = None,
+    cors: Annotated[list[str] | None, setting("cors")] = None,
+    jobs: Annotated[str | None, setting("jobs")] = None,
+    job_concurrency: Annotated[int | None, setting("job_concurrency")] = None,
+    job_limit: Annotated[int | None, setting("job_limit")] = None,
+    job_expiry_s: Annotated[int | None, setting("job_expiry_s")] = None,
+    webhook_host: Annotated[list[str] | None, setting("webhook_host")] = None,
+    api_keys: Annotated[str | None, setting("api_keys")] = None,
+    admin_key: Annotated[str | None, setting("admin_key")] = None,
+    rate_limit: Annotated[int | None, setting("rate_limit")] = None,
+    banned: Annotated[str | None, setting("banned")] = None,
+    strikes: Annotated[int | None, setting("strikes")] = None,
+    strikes_expiry_s: Annotated[int | None, setting("strikes_expiry_s")] = None,
     max_instances: Annotated[int | None, setting("max_instances")] = None,
     max_body_bytes: Annotated[int | None, setting("max_body_bytes")] = None,
     timeout_s: Annotated[float | None, setting("timeout_s")] = None,
@@ -73,17 +98,12 @@ def serve(
     log_level: Annotated[str | None, setting("log_level")] = None,
     log_format: Annotated[str | None, setting("log_format")] = None,
 ) -> None:
-    """Serve a model over KServe's V1 protocol, until SIGTERM.
+    """Serve models over TensorFlow's V1, KServe's V2, OpenAI's and older protocols, until SIGTERM.
 
     The port opens at once and answers 503 until the model is loaded. Try it with
     curl -d '{"instances": ["To be"]}' localhost:8080/v1/models/aitextgen:predict
     """
-    flags = dict(locals())
-    if model and len(model) > 1:
-        raise ConfigurationError(f"--model is given {len(model)} times, and a server has one model")
-    settings = load_settings(flags | {"model": model[0] if model else None})
-    if settings.model == Settings.model_fields["model"].default and not Path(settings.model_source).is_dir():
-        raise ConfigurationError(f"{settings.model_source}, the bundled model, is not here; give --model NAME=SOURCE")
+    settings = load_settings(serve_flags(locals()))
     from predictor.observability import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)

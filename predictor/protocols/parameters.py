@@ -123,8 +123,6 @@ def parse_parameters(fields: Mapping[str, Any], where: str, max_timeout_s: float
             f"{where}.timeout_s must be at most this server's {max_timeout_s:g}, got {parameters.timeout_s:g}",
             param="timeout_s",
         )
-    if parameters.stream:
-        raise InvalidRequest(f"{where}.stream: streaming is not served on :predict; leave it out", param="stream")
     return parameters
 
 

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.parameters import Parameters, override, parse_parameters
 from predictor.protocols.strict_json import printable
+from predictor.protocols.wire import Exchange, Limits, WireFormat
+from predictor.text.pieces import Piece
 from predictor.text.request import Completion, LogProb, TextRequest
 
 SIGNATURE = "serving_default"
@@ -28,20 +30,38 @@ class Row:
     full_text: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Predict:
+class Predict(Exchange):
     """A checked request. `single` marks the older body, whose answer is one `prediction`."""
 
-    rows: list[Row]
-    single: bool = False
+    def __init__(self, rows: list[Row], stream: bool, single: bool = False) -> None:
+        self.rows, self.stream, self.single = rows, stream, single
+        self.requests = [row.request for row in rows]
+        self._begun: set[tuple[int, int]] = set()  # samples of which something has been sent
 
+    def render(self, results: Sequence[Sequence[Completion]]) -> dict[str, Any]:
+        predictions = [_prediction(row, completions) for row, completions in zip(self.rows, results, strict=True)]
+        return {"prediction": predictions[0]} if self.single else {"predictions": predictions}
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the server's settings allow."""
-
-    max_instances: int
-    max_timeout_s: float
+    def events(self, piece: Piece) -> list[Any]:
+        row, delta, place = self.rows[piece.row], piece.delta, (piece.row, piece.sample)
+        text = delta.text
+        if row.full_text and place not in self._begun:
+            text = row.request.prompt + text
+        self._begun.add(place)
+        event: dict[str, Any] = {"index": piece.row, "delta": text}
+        if row.request.n > 1:
+            event["sample"] = piece.sample
+        if row.details and delta.logprob is not None:
+            event["logprobs"] = _logprobs((delta.logprob,), (delta.top_logprobs,))
+        if delta.finish_reason is not None:
+            source = piece.source
+            event["finish_reason"] = delta.finish_reason
+            event["usage"] = {"prompt_tokens": source.prompt_tokens, "completion_tokens": source.completion_tokens}
+            if row.details:
+                event |= {"seed": source.seed, "dtype": source.dtype}
+        elif not text and not row.details:
+            return []  # a character that is not whole yet
+        return [event]
 
 
 def parse(body: Any, limits: Limits) -> Predict:
@@ -81,7 +101,7 @@ def _parse_instances(body: Mapping[str, Any], limits: Limits) -> Predict:
     return Predict([
         _parse_instance(instance, f"instances[{place}]", parameters, shared, limits)
         for place, instance in enumerate(instances)
-    ])  # fmt: skip
+    ], stream=shared.stream)  # fmt: skip
 
 
 def _parse_instance(instance: Any, name: str, parameters: Mapping[str, Any], shared: Parameters, limits: Limits) -> Row:
@@ -90,6 +110,8 @@ def _parse_instance(instance: Any, name: str, parameters: Mapping[str, Any], sha
     if not isinstance(instance, dict):
         raise InvalidRequest(f"{name} must be a string or an object, got {printable(instance)}", param=name)
     prompt = _text(instance, "prompt", name)
+    if "stream" in instance:
+        raise InvalidRequest(f"{name}: stream is for the whole request; put it into parameters", param="stream")
     own = {key: value for key, value in instance.items() if key != "prompt"}
     return _row(prompt, name, parse_parameters(override(parameters, own), name, limits.max_timeout_s))
 
@@ -108,7 +130,8 @@ def _parse_text(body: Mapping[str, Any], limits: Limits) -> Predict:
             raise InvalidRequest(f"{key} goes with instances; with text, length limits the total", param=key)
     # The predictor this body comes from always answered prompt and completion together.
     parameters = parse_parameters({"return_full_text": True} | own, "the body", limits.max_timeout_s)
-    return Predict([_row(text, "text", parameters, max_total_tokens=length)], single=True)
+    row = _row(text, "text", parameters, max_total_tokens=length)
+    return Predict([row], parameters.stream, single=True)
 
 
 def _row(prompt: str, name: str, parameters: Parameters, max_total_tokens: int | None = None) -> Row:
@@ -126,13 +149,7 @@ def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def render(predict: Predict, results: list[list[Completion]]) -> dict[str, Any]:
-    """The answer's JSON object; `results[i]` are the n completions of row i."""
-    predictions = [_prediction(row, completions) for row, completions in zip(predict.rows, results, strict=True)]
-    return {"prediction": predictions[0]} if predict.single else {"predictions": predictions}
-
-
-def _prediction(row: Row, completions: list[Completion]) -> Any:
+def _prediction(row: Row, completions: Sequence[Completion]) -> Any:
     shown = [_shown(row, completion) for completion in completions]
     return shown[0] if row.request.n == 1 else shown
 
@@ -162,3 +179,6 @@ def _logprobs(chosen: tuple[LogProb, ...], alternatives: tuple[tuple[LogProb, ..
             for place in alternatives
         ],
     }
+
+
+FORMAT = WireFormat("v1", parse)

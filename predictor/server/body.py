@@ -18,8 +18,8 @@ T = TypeVar("T")
 _READ_AS_JSON = ("application/json", "application/x-www-form-urlencoded", "text/plain")
 
 
-def check_media_type(request: Request) -> None:
-    """Raise `UnsupportedMediaType` for a body that is declared to be something else than JSON in UTF-8."""
+def check_media_type(request: Request, also: tuple[str, ...] = ()) -> None:
+    """Raise `UnsupportedMediaType` for a body declared to be something else than JSON in UTF-8, or a type of `also`."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise UnsupportedMediaType(f"content-encoding {encoding[:60]} is not read; send the body as it is")
@@ -29,7 +29,9 @@ def check_media_type(request: Request) -> None:
     header = Message()
     header["content-type"] = declared
     media_type = declared.split(";", 1)[0].strip().lower()
-    if media_type not in _READ_AS_JSON and not (media_type.startswith("application/") and media_type.endswith("+json")):
+    if media_type not in _READ_AS_JSON + also and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
         raise UnsupportedMediaType(f"content-type {declared[:60]} is not read; send application/json")
     charset = header.get_param("charset", "utf-8")
     if not isinstance(charset, str) or charset.lower() not in ("utf-8", "utf8", "us-ascii"):

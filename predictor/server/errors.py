@@ -1,32 +1,41 @@
-"""The one map from errors to answers: always `{"error": "text"}`, whoever raised it."""
+"""The one map from errors to answers: `{"error": "text"}`, or what the wire format has in its place."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from predictor.errors import PredictorError
+from predictor.errors import EngineFailed, PredictorError
+from predictor.protocols.wire import plain_error
 
 logger = logging.getLogger(__name__)
 
 
-def answer(error: Exception) -> JSONResponse:
-    """The response an exception becomes. Faults of ours are logged and say nothing about themselves."""
+def ours(error: Exception) -> PredictorError:
+    """`error` if it was raised on purpose; a fault of ours is logged and becomes one that says nothing about itself."""
     if isinstance(error, PredictorError):
-        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-        return JSONResponse({"error": str(error)}, error.status, headers)
+        return error
     logger.error("a request failed", exc_info=error)
-    return JSONResponse({"error": "internal error; the server's log has more"}, 500)
+    return EngineFailed("internal error; the server's log has more")
+
+
+def answer(error: Exception, body: Callable[[PredictorError], Any] = plain_error) -> JSONResponse:
+    """The response an exception becomes."""
+    mapped = ours(error)
+    headers = {} if mapped.retry_after_s is None else {"Retry-After": str(mapped.retry_after_s)}
+    return JSONResponse(body(mapped), mapped.status, headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Handlers for our errors and the router's own; the rest meets `Boundary` in middleware.py."""
 
-    async def ours(request: Request, error: Exception) -> JSONResponse:
+    async def raised(request: Request, error: Exception) -> JSONResponse:
         return answer(error)
 
     async def router(request: Request, error: Exception) -> JSONResponse:
@@ -43,6 +52,6 @@ def add_error_handlers(app: FastAPI) -> None:
         field = ".".join(str(part) for part in first["loc"])
         return JSONResponse({"error": f"{field}: {first['msg']}"}, 400)
 
-    app.add_exception_handler(PredictorError, ours)
+    app.add_exception_handler(PredictorError, raised)
     app.add_exception_handler(HTTPException, router)
     app.add_exception_handler(RequestValidationError, validation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import kserve
@@ -27,17 +28,32 @@ from predictor.observability import (
     REQUESTS_WAITING,
     TIME_TO_FIRST_TOKEN_SECONDS,
 )
-from predictor.protocols import v1
+from predictor.protocols.wire import Exchange, Limits, WireFormat
 from predictor.server.body import unless
+from predictor.server.events import Events
 from predictor.server.progress import LogProgress
-from predictor.settings import Settings, knative_revision
+from predictor.settings import NamedModel, Settings, knative_revision
 from predictor.text.language_model import LanguageModel
+from predictor.text.pieces import Pieces
 from predictor.text.request import Completion
+from predictor.text.stream import TextStream
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Results = tuple[v1.Predict, list[list[Completion]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the routes give KServe to pass through preprocess, predict and postprocess."""
+
+    form: WireFormat
+    body: Any
+    admit: Callable[[Exchange], Awaitable[None]]  # raises to refuse
+
+
+Checked = tuple[WireFormat, Exchange]
+Results = tuple[WireFormat, Exchange, Sequence[Sequence[Completion]] | Pieces]
 
 # How long a stop waits for a load that cannot be interrupted (transformers and aitextgen load in one call).
 _ABANDON_LOAD_S = 2.0
@@ -48,9 +64,12 @@ _SHUTTING_DOWN = "the server is shutting down; send the request again"
 class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     """One model behind KServe's protocol. The port opens before it is loaded; until then it answers 503."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.model_name)
+    def __init__(self, settings: Settings, model: NamedModel, turn: asyncio.Lock | None = None) -> None:
+        """`turn` is shared by models that are to load one after the other: two at once would need more memory."""
+        super().__init__(model.name)
         self.settings = settings
+        self._source = model
+        self._turn = turn or asyncio.Lock()
         self.labels = (self.name, knative_revision())  # of its metrics
         for code in CODES:
             REQUESTS.labels(*self.labels, code)
@@ -60,13 +79,18 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         self._language_model: LanguageModel | None = None
         self.load_abandoned = False  # a stop came while a load ran that cannot be interrupted
         self._stopping = threading.Event()
-        self._limits = v1.Limits(settings.max_instances, settings.timeout_s)
+        self._limits = Limits(settings.max_instances, settings.timeout_s)
 
     def start(self) -> None:
         """KServe calls this before the event loop runs: nothing to do yet."""
 
     async def start_engine(self) -> None:
         """Load in a thread of its own while the server answers; raises what the load raised."""
+        async with self._turn:
+            if not self._stopping.is_set():
+                await self._load_in_thread()
+
+    async def _load_in_thread(self) -> None:
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[None] = loop.create_future()
 
@@ -102,7 +126,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def load(self) -> bool:
         """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
         settings = self.settings
-        options = BackendOptions.from_settings(settings)
+        options = BackendOptions.from_settings(settings, self._source)
         with LogProgress(f"loading {self.name}") as progress:
             backend = open_backend(settings.backend, options, progress, self._stopping)
         self._watch(backend)
@@ -140,24 +164,30 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
             raise NotReady(f"the model {self.name} is still loading; try again")
         return self._language_model
 
-    async def preprocess(self, payload: Any, headers: dict[str, str] | None = None) -> v1.Predict:
-        """A JSON body into checked rows."""
-        return v1.parse(payload, self._limits)
+    async def preprocess(self, payload: Asked, headers: dict[str, str] | None = None) -> Checked:
+        """A parsed body into a checked request."""
+        exchange = payload.form.parse(payload.body, self._limits)
+        await payload.admit(exchange)
+        return payload.form, exchange
 
-    async def predict(self, payload: v1.Predict, headers: dict[str, str] | None = None) -> Results:
+    async def predict(self, payload: Checked, headers: dict[str, str] | None = None) -> Results:
         """Generate every row; leaving early (an error, a disconnect) frees all of them."""
-        requests = [row.request for row in payload.rows]
-        completions = await self.language_model().generate(requests, self.settings.timeout_s)
-        return payload, completions
+        form, exchange = payload
+        model, timeout_s = self.language_model(), self.settings.timeout_s
+        if exchange.stream:
+            return form, exchange, await model.stream(exchange.requests, timeout_s)
+        return form, exchange, await model.generate(exchange.requests, timeout_s)
 
-    async def postprocess(self, result: Results, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """Completions into the answer's JSON."""
-        predict, rows = result
-        self._count(rows)
-        return await asyncio.to_thread(v1.render, predict, rows)  # it may be hundreds of thousands of numbers
+    async def postprocess(self, result: Results, headers: dict[str, str] | None = None) -> Any:
+        """Completions into the answer's JSON, or what comes into `Events`."""
+        form, exchange, completions = result
+        if isinstance(completions, Pieces):
+            return Events(exchange, completions, form.error, self._count)
+        self._count(completions)
+        return await asyncio.to_thread(exchange.render, completions)  # it may be hundreds of thousands of numbers
 
-    def _count(self, rows: list[list[Completion]]) -> None:
-        PROMPT_TOKENS.labels(*self.labels).inc(sum(completions[0].prompt_tokens for completions in rows))
+    def _count(self, rows: Sequence[Sequence[Completion | TextStream]]) -> None:
+        PROMPT_TOKENS.labels(*self.labels).inc(sum(row[0].prompt_tokens for row in rows))
         COMPLETION_TOKENS.labels(*self.labels).inc(sum(each.completion_tokens for row in rows for each in row))
         for timing in (each.timing for row in rows for each in row):
             if timing.to_first_token_s is not None:

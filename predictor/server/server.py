@@ -14,7 +14,7 @@ from kserve.model_server import app
 from predictor.server.errors import add_error_handlers
 from predictor.server.middleware import Boundary
 from predictor.server.predictor import Predictor
-from predictor.server.routes import make_router
+from predictor.server.routes import add_routes
 from predictor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         self._settings = settings
         # KServe's choice, orjson, is deprecated in FastAPI and warns on every answer.
         app.router.default_response_class = JSONResponse
-        app.include_router(make_router(self.registered_models, settings))
+        add_routes(app, self.registered_models, settings)
         add_error_handlers(app)
         app.add_middleware(Boundary)
 
@@ -92,11 +92,13 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `PredictorError` when the model cannot be loaded."""
-    predictor = Predictor(settings)
-    Server(settings).start([predictor])
-    if predictor.load_abandoned:
+    turn = asyncio.Lock()
+    predictors = [Predictor(settings, model, turn) for model in settings.models]
+    Server(settings).start(predictors)
+    if any(predictor.load_abandoned for predictor in predictors):
         # The loading thread is inside a library: Python would wait for its download threads, or pull the interpreter
         # away under it. Nothing is left to save.
         logging.shutdown()
         os._exit(0)
-    predictor.join(_LAST_STEP_S)
+    for predictor in predictors:
+        predictor.join(_LAST_STEP_S)

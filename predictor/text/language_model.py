@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from predictor.backends.base import Backend
@@ -11,6 +12,7 @@ from predictor.engine.params import SamplingParams
 from predictor.errors import InvalidRequest
 from predictor.text.banned import BannedStrings
 from predictor.text.deadline import Deadline
+from predictor.text.pieces import Pieces
 from predictor.text.request import Completion, TextRequest
 from predictor.text.stream import TextStream
 from predictor.text.vocabulary import Vocabulary
@@ -57,11 +59,19 @@ class LanguageModel:
         """
         return self._start(requests, await self._prepare_all(requests))
 
-    async def generate(self, requests: list[TextRequest], default_timeout_s: float) -> list[list[Completion]]:
-        """Whole completions, a list of n per request. Raises `DeadlineExceeded` when one ran out of time."""
-        deadlines = [Deadline(request.timeout_s or default_timeout_s) for request in requests]
-        soonest = min(deadlines, key=lambda deadline: deadline.timeout_s)
-        prepared = await soonest.hold(self._prepare_all(requests), "preparing the prompts")
+    async def stream(self, requests: list[TextRequest], default_timeout_s: float) -> Pieces:
+        """The deltas of all samples as they come, once the first is there. Raises as `generate` does, here or later."""
+        deadlines, prepared = await self._prepare_in_time(requests, default_timeout_s)
+        return await Pieces.begin(self._start(requests, prepared), deadlines, [request.name for request in requests])
+
+    async def generate(
+        self, requests: list[TextRequest], default_timeout_s: float, on_token: Callable[[], None] | None = None
+    ) -> list[list[Completion]]:
+        """Whole completions, a list of n per request; `on_token` hears of each token, in lots.
+
+        Raises `DeadlineExceeded` when one ran out of time.
+        """
+        deadlines, prepared = await self._prepare_in_time(requests, default_timeout_s)
         # Stop strings end a sequence from here, so its tokens have to be seen as they come.
         rows = self._start(
             requests,
@@ -72,7 +82,7 @@ class LanguageModel:
         )
         streams = [stream for row in rows for stream in row]
         collected = [
-            asyncio.ensure_future(deadline.hold(stream.collect(), request.name))
+            asyncio.ensure_future(deadline.hold(stream.collect(on_token), request.name))
             for row, deadline, request in zip(rows, deadlines, requests, strict=True)
             for stream in row
         ]
@@ -95,6 +105,13 @@ class LanguageModel:
             for row, request, each in zip(streams, requests, prepared, strict=True)
         ]
 
+    async def _prepare_in_time(
+        self, requests: list[TextRequest], default_timeout_s: float
+    ) -> tuple[list[Deadline], list[_Prepared]]:
+        deadlines = [Deadline(request.timeout_s or default_timeout_s) for request in requests]
+        soonest = min(deadlines, key=lambda deadline: deadline.timeout_s)
+        return deadlines, await soonest.hold(self._prepare_all(requests), "preparing the prompts")
+
     async def _prepare_all(self, requests: list[TextRequest]) -> list[_Prepared]:
         filters: dict[tuple[str, ...], BannedStrings] = {}  # prompts of one request mostly share their list
 
@@ -113,20 +130,15 @@ class LanguageModel:
 
         `filters` keeps banned strings from one prompt to the next.
         """
-        vocabulary, bound = self.vocabulary, self._bound(request)
-        longest = vocabulary.longest_token
-        if longest and len(request.prompt) > bound.tokens * longest:
-            raise InvalidRequest(
-                f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit {bound.name} tokens",
-                param="prompt",
-            )
-        prompt_ids = vocabulary.encode(request.prompt) or self._empty_prompt()
+        bound = self._bound(request)
+        prompt_ids = self._prompt_ids(request, bound)
         if len(prompt_ids) >= bound.tokens:
             raise InvalidRequest(
                 f"{request.name}: the prompt has {len(prompt_ids)} tokens and must leave room for one more in "
                 f"{bound.name}",
                 param="prompt",
             )
+        end_token = self.vocabulary.end_token
         params = SamplingParams(
             max_new_tokens=_max_new_tokens(request, len(prompt_ids), bound),
             window=self.backend.context if request.context_overflow == "slide" else None,
@@ -139,7 +151,7 @@ class LanguageModel:
             frequency_penalty=request.frequency_penalty,
             logit_bias=request.logit_bias,
             token_filter=self._banned(request, {} if filters is None else filters),
-            end_tokens=frozenset() if vocabulary.end_token is None else frozenset({vocabulary.end_token}),
+            end_tokens=frozenset() if end_token is None else frozenset({end_token}),
             ignore_eos=request.ignore_eos,
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             n=request.n,
@@ -148,6 +160,24 @@ class LanguageModel:
         self._check_model_limits(request, params)
         self.backend.check(params)
         return _Prepared(prompt_ids, params)
+
+    def _prompt_ids(self, request: TextRequest, bound: _Bound) -> list[int]:
+        if request.prompt_ids is not None:
+            for token_id in request.prompt_ids:
+                if token_id >= self.backend.vocabulary:
+                    raise InvalidRequest(
+                        f"{request.name}: token ids must be below the vocabulary of {self.backend.vocabulary}, "
+                        f"got {token_id}",
+                        param="prompt",
+                    )
+            return list(request.prompt_ids) or self._empty_prompt()
+        longest = self.vocabulary.longest_token
+        if longest and len(request.prompt) > bound.tokens * longest:
+            raise InvalidRequest(
+                f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit {bound.name} tokens",
+                param="prompt",
+            )
+        return self.vocabulary.encode(request.prompt) or self._empty_prompt()
 
     def _bound(self, request: TextRequest) -> _Bound:
         context = self.backend.context

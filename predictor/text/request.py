@@ -26,7 +26,8 @@ class LogProb:
 class TextRequest:
     """One prompt, checked as far as it can be without the model. Ranges: protocols/parameters.py."""
 
-    prompt: str
+    prompt: str  # as text; of no effect where `prompt_ids` are given
+    prompt_ids: tuple[int, ...] | None = None  # the prompt as token ids, for clients that encode it themselves
     max_new_tokens: int | None = None  # None: 64, or what the context leaves
     max_total_tokens: int | None = None  # prompt included; capped at what may be asked for (the older body's `length`)
     context_overflow: ContextOverflow = "error"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from predictor.engine.params import FinishReason, SamplingParams, Token
 from predictor.engine.stream import TokenStream
@@ -30,10 +30,11 @@ class TextStream(AsyncIterator[TextDelta]):
         self.seed = (params.seed + sample) % 2**64
         self._vocabulary = vocabulary
         self._tokens = tokens
+        self.timing = tokens.timing
         self._params = params
         self._detokenizer = new_detokenizer(vocabulary, prompt_ids)
         self._stop = StopMatcher(request.stop)
-        self._count = 0
+        self.completion_tokens = 0  # so far
         # Why it ended: the last delta's reason, `cancelled` when it was closed before, `error` when the backend failed.
         self.finish_reason: FinishReason | None = None
 
@@ -57,10 +58,10 @@ class TextStream(AsyncIterator[TextDelta]):
     def _delta(self, token: Token) -> TextDelta:
         text, reason = "", token.finish_reason
         if not token.is_end:
-            self._count += 1
+            self.completion_tokens += 1
             text = self._detokenizer.push(token.id)
             # "No end before min_new_tokens" holds for stop strings too: what comes earlier is not searched.
-            if self._count > self._params.min_new_tokens:
+            if self.completion_tokens > self._params.min_new_tokens:
                 text = self._stop.push(text)
         if self._stop.matched is not None:
             reason = "stop"
@@ -78,9 +79,13 @@ class TextStream(AsyncIterator[TextDelta]):
     def _alternatives(self, token: Token) -> tuple[LogProb, ...]:
         return tuple(LogProb(i, self._vocabulary.show(i), logprob) for i, logprob in token.top_logprobs)
 
-    async def collect(self) -> Completion:
-        """The whole completion."""
-        deltas = [delta async for delta in self]
+    async def collect(self, on_token: Callable[[], None] | None = None) -> Completion:
+        """The whole completion; `on_token` hears of each token."""
+        deltas: list[TextDelta] = []
+        async for delta in self:
+            deltas.append(delta)
+            if on_token is not None and delta.token_id is not None:
+                on_token()
         reason = deltas[-1].finish_reason
         assert reason is not None
         tokens = [delta for delta in deltas if delta.token_id is not None]
@@ -95,5 +100,5 @@ class TextStream(AsyncIterator[TextDelta]):
             if self._params.logprobs is None
             else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
             top_logprobs=tuple(delta.top_logprobs for delta in tokens),
-            timing=self._tokens.timing,
+            timing=self.timing,
         )
