@@ -117,7 +117,7 @@ def parse_parameters(fields: Mapping[str, Any], where: str, max_timeout_s: float
     try:
         parameters = Parameters.model_validate(dict(fields))
     except ValidationError as error:
-        raise _invalid(error, where) from error
+        raise invalid_request(error, where) from error
     if parameters.timeout_s is not None and parameters.timeout_s > max_timeout_s:
         raise InvalidRequest(
             f"{where}.timeout_s must be at most this server's {max_timeout_s:g}, got {parameters.timeout_s:g}",
@@ -132,7 +132,7 @@ def override(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return {key: value for key, value in shared.items() if _ALIASES.get(key, key) not in replaced} | dict(own)
 
 
-def _invalid(error: ValidationError, where: str) -> InvalidRequest:
+def invalid_request(error: ValidationError, where: str) -> InvalidRequest:
     """The first thing pydantic found, in our words: the field as the client wrote it, the limit, the value."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])
