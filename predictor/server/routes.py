@@ -8,6 +8,7 @@ from kserve import ModelRepository
 from predictor.protocols.wire import Exchange
 from predictor.server import compat, health, jobs, openai, page, repository, tensorflow, v2
 from predictor.server.ask import Asker
+from predictor.server.docs import add_docs
 from predictor.settings import Settings
 
 
@@ -19,5 +20,7 @@ def add_routes(app: FastAPI, models: ModelRepository, settings: Settings) -> Non
 
     ask = Asker(models, settings, admit)
     # The older systems come before `health`, whose `/` answers what theirs leaves.
-    for room in (compat, openai, tensorflow, v2, jobs, page, repository, health):
-        app.include_router(room.make_router(ask))
+    routers = [room.make_router(ask) for room in (compat, openai, tensorflow, v2, jobs, page, repository, health)]
+    for router in routers:
+        app.include_router(router)
+    add_docs(app, routers, ask)
