@@ -148,7 +148,7 @@ $(PEERS_VENV)/.ready: benchmarks/requirements.txt benchmarks/requirements-no-dep
 define resolve
 $(UV_VENV)/bin/uv pip compile pyproject.toml $(2) --universal --python-version 3.10 --no-python-downloads \
 	--no-header --no-annotate --quiet --upgrade --output-file $(UV_VENV)/$(1)
-{ grep '^#' $(1); grep -vE '^(cuda|nvidia|triton)' $(UV_VENV)/$(1); } > $(UV_VENV)/new
+{ grep '^#' $(1); grep -vE '^(cuda-|nvidia-|triton==)' $(UV_VENV)/$(1); } > $(UV_VENV)/new
 cp $(UV_VENV)/new $(1)
 endef
 

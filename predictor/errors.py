@@ -26,11 +26,42 @@ class InvalidRequest(PredictorError):
         self.param = param
 
 
+class ContextExceeded(InvalidRequest):
+    """Prompt and new tokens do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Unprocessable(InvalidRequest):
+    """As `InvalidRequest`, for what a wire format answers with 422."""
+
+    status = 422
+
+
+class Unauthenticated(PredictorError):
+    """No key, or none that this server knows."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class Forbidden(PredictorError):
     """Exists, but this server does not offer it to callers."""
 
     status = 403
     code = "permission_denied"
+
+
+class BannedPrompt(Forbidden):
+    """A prompt that matches what the operator has banned."""
+
+    code = "banned_prompt"
+
+
+class TooManyStrikes(Forbidden):
+    """The caller has sent too many banned prompts."""
+
+    code = "too_many_strikes"
 
 
 class NotFound(PredictorError):
@@ -60,6 +91,17 @@ class QueueFull(PredictorError):
     status = 429
     code = "resource_exhausted"
     retry_after_s = 1
+
+
+class RateLimited(PredictorError):
+    """The caller asks more often than it may."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Cancelled(PredictorError):

@@ -8,7 +8,7 @@ import logging.config
 import time
 from typing import Literal
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 # The Knative revision (settings.py) tells a canary from the stable version.
 _LABELS = ["model_name", "revision"]
@@ -57,6 +57,17 @@ INTER_TOKEN_SECONDS = Histogram(
     _LABELS,
     buckets=_bounds(0.0001, 30),  # to 2.3 s
 )
+
+FEEDBACK_REWARD = Summary(
+    "predictor_feedback_reward", "rewards from 0 to 1 that users sent back: their sum and their number", _LABELS
+)
+
+REFUSED = Counter("predictor_refused", "requests refused for who asked, how often or what", ["revision", "reason"])
+STRIKES = Counter("predictor_strikes", "prompts that matched a banned pattern", ["revision"])
+
+JOBS_QUEUED = Gauge("predictor_jobs_queued", "jobs of the whole store that wait", ["revision"])
+JOBS_RUNNING = Gauge("predictor_jobs_running", "jobs that this process runs", _LABELS)
+JOBS = Counter("predictor_jobs", "jobs that this process has ended, by how", [*_LABELS, "status"])
 
 
 class JsonFormatter(logging.Formatter):

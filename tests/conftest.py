@@ -126,7 +126,15 @@ def predictor(checkpoint: Path) -> Iterator[object]:
 def small_limits(checkpoint: Path) -> object:
     from predictor.settings import load_settings
 
-    return load_settings({"model": f"tiny={checkpoint}", "max_instances": 8, "max_body_bytes": 65536, "timeout_s": 60})
+    return load_settings(
+        {
+            "model": f"tiny={checkpoint}",
+            "max_instances": 8,
+            "max_body_bytes": 65536,
+            "timeout_s": 60,
+            "jobs": f"sqlite:///{checkpoint}/jobs.sqlite3",
+        }
+    )
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ SCENES = Path(__file__).parent / "alerts.yaml"
 # What Prometheus and the operator add to each series, and what a histogram's buckets have.
 ADDED_LABELS = {"namespace", "pod", "container", "le"}
 
+_SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "summary": ["_sum", "_count"]}
+
 
 def groups() -> list[Json]:
     return [
@@ -93,7 +95,7 @@ def metrics() -> dict[str, set[str]]:
     for metric in vars(observability).values():
         if isinstance(metric, MetricWrapperBase):
             (described,) = metric.describe()
-            suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(described.type, [""])
+            suffixes = _SUFFIXES.get(described.type, [""])
             found |= {described.name + suffix: set(metric._labelnames) for suffix in suffixes}
     return found
 

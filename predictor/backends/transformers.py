@@ -75,7 +75,7 @@ class TransformersForward:
             self._caches[each.target] = cache
 
     def logits(self, batch: Batch) -> Tensor:
-        rows = []
+        rows, scoring = [], []
         for work in batch.work:
             assert work.sequence.slots is not None
             first_slot = work.sequence.slots.first
@@ -87,6 +87,8 @@ class TransformersForward:
             self._caches[first_slot] = output.past_key_values
             if work.samples:
                 rows.append(output.logits[0, -1].float())
+            scoring += output.logits[0, : work.scores].float()
+        rows += scoring
         if not rows:
             return torch.empty((0, self._model.config.vocab_size), device=self._model.device)
         return torch.stack(rows)

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from predictor import __version__
 from predictor.cli import rollout
-from predictor.errors import ConfigurationError, PredictorError
+from predictor.cli.flags import setting, settings_of
+from predictor.cli.worker import worker
+from predictor.errors import PredictorError
 from predictor.evaluation.options import ParityOptions, ReferenceName, defaults, limits_of
-from predictor.settings import PREFIX, Settings, flag, load_settings
+from predictor.settings import flag, load_settings
 from predictor.training.options import FinetuneOptions
 
 app = typer.Typer(
@@ -28,28 +30,7 @@ app = typer.Typer(
 
 
 app.add_typer(rollout.app, name="rollout")
-
-
-def setting(name: str) -> Any:
-    """The typer option of a setting: no default of its own, so that a variable can take effect."""
-    field = Settings.model_fields[name]
-    several = isinstance(field.default, tuple)
-    shown = " ".join(field.default) if several else field.default
-    default = "" if shown in (None, "") else f" [default: {shown}]"
-    spelled = f"{flag(name)}/--no-{flag(name)[2:]}" if field.annotation is bool else flag(name)
-    return typer.Option(
-        spelled, help=f"{field.description}. [env: {PREFIX}{name.upper()}]{default}", show_default=False
-    )
-
-
-def serve_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags as typer gives them, without the lists that nobody began; refuses a bundled model that is not there."""
-    given = {name: value for name, value in flags.items() if value not in (None, [])}
-    (default,) = Settings.model_fields["model"].default
-    source = default.split("=", 1)[1]
-    if load_settings(given).model == (default,) and not Path(source).is_dir():
-        raise ConfigurationError(f"{source}, the bundled model, is not here; give --model NAME=SOURCE")
-    return given
+app.command()(worker)
 
 
 @app.callback(invoke_without_command=False)
@@ -103,7 +84,7 @@ def serve(
     The port opens at once and answers 503 until the model is loaded. Try it with
     curl -d '{"instances": ["To be"]}' localhost:8080/v1/models/aitextgen:predict
     """
-    settings = load_settings(serve_flags(locals()))
+    settings = settings_of(locals())
     from predictor.observability import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)

@@ -1,7 +1,8 @@
 """Steps on CUDA, launched without waiting: the next one is prepared while one runs.
 
 Where a row's token is still being drawn, the device takes it from the step before. Decode steps are graphs; a step with
-prefill, or with siblings that share their leader's logits, is launched kernel by kernel.
+prefill, or with siblings that share their leader's logits, is launched kernel by kernel. One that scores a prompt's
+tokens is waited for at its launch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class TokenFilter(Protocol):
 class SamplingParams:
     """How to choose each next token. Ranges are in settings and protocols; here they hold."""
 
-    max_new_tokens: int
+    max_new_tokens: int  # 0 with `prompt_logprobs` alone: the prompt is scored and nothing follows
     window: int | None = None  # the most tokens the model sees, where they may slide; None: all fit the context
     min_new_tokens: int = 0
     temperature: float = 0.7  # 0 = greedy
@@ -35,11 +35,17 @@ class SamplingParams:
     seed: int = 0  # sample k of n is drawn with seed + k
     n: int = 1
     logprobs: int | None = None  # None = not wanted, else how many alternatives per token
+    prompt_logprobs: int | None = None  # likewise for the tokens of the prompt; not where the window may slide
     in_lots: bool = False  # nobody looks at a token before the sequence has ended: several may be delivered at once
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def draws(self) -> int:
+        """Tokens to draw at most. Where nothing is to follow, one that is dropped: a prompt ends in the same way."""
+        return max(self.max_new_tokens, 1)
 
     @property
     def needs_the_host(self) -> bool:
@@ -59,6 +65,14 @@ class SamplingParams:
         )
 
 
+class Scored(NamedTuple):
+    """One token of a prompt, and how likely it was after those before it. Log-probabilities as a `Token`'s."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
 # Two for every token of every sequence: a named tuple is made in a third of a frozen dataclass's time.
 class Token(NamedTuple):
     """One token of one sequence, as it leaves the engine."""
@@ -67,7 +81,8 @@ class Token(NamedTuple):
     logprob: float | None = None  # log_softmax of the raw logits: before bias, penalties and temperature
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the likeliest (id, logprob), best first
     finish_reason: FinishReason | None = None  # set on the last token
-    is_end: bool = False  # an end-of-text token that ends the sequence: not part of the text
+    is_end: bool = False  # an end-of-text token, or one drawn where nothing was to follow: not part of the text
+    prompt_logprobs: tuple[Scored, ...] | None = None  # on the first token, where wanted: of the prompt from its second
 
 
 class Sampled(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from predictor.engine.cache import SlotAllocator
 from predictor.engine.params import Sampled
-from predictor.engine.sampler import Choose, Draws, sample
+from predictor.engine.sampler import Choose, Draws, sample, score
 from predictor.engine.scheduler import Batch, PromptCopy
 from predictor.model.cpu.gpt2 import CPUGPT2
 from predictor.model.cpu.library import Draw
@@ -29,7 +29,8 @@ class Forward(Protocol):
         """Copy the keys and values of prompts to the ranges of their siblings."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Compute the batch's work; the logits [W, V] fp32 of the rows that sample, ours to change."""
+        """Compute the batch's work; the logits [W, V] fp32, ours to change: of the rows that sample, then of those that
+        score, both in the order of the works."""
 
 
 class Launched(Protocol):
@@ -69,6 +70,7 @@ def with_stored_logits(batch: Batch, logits: Tensor | None) -> Tensor:
     """The logits of `batch.sampling`: those computed [W, V], then those that siblings share with their leader."""
     stored = [_prompt_logits(sequence.request.prompt_logits) for sequence in batch.forks]
     if logits is not None:
+        logits = _keep_prompt_logprobs(batch, logits)
         keep_prompt_logits(batch, logits)
     parts = ([] if logits is None else [logits]) + stored
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -82,6 +84,21 @@ def keep_prompt_logits(batch: Batch, logits: Tensor) -> None:
         if work.samples and request.pending and request.prompt_logits is None:
             request.prompt_logits = logits[row].clone()
         row += work.samples
+
+
+def _keep_prompt_logprobs(batch: Batch, logits: Tensor) -> Tensor:
+    """Score the prompts' tokens, for the leader and its siblings; what is left are the logits that are sampled."""
+    sampled = row = sum(work.samples for work in batch.work)
+    for work in batch.work:
+        if work.scores:
+            request, first = work.sequence.request, work.first_position
+            assert request.params.prompt_logprobs is not None
+            following = request.prompt_ids[first + 1 : first + 1 + work.scores]
+            scored = score(logits[row : row + work.scores], following, request.params.prompt_logprobs)
+            # A leader that has ended leaves what it scored behind, and the next one begins anew.
+            request.prompt_logprobs[first:] = scored
+            row += work.scores
+    return logits[:sampled]
 
 
 def _prompt_logits(logits: Tensor | None) -> Tensor:
@@ -123,14 +140,16 @@ class GPT2Forward:
 
 
 def rows_of(batch: Batch) -> Rows:
-    """The rows of a batch's works; those that sample are wanted."""
+    """The rows of a batch's works; wanted are those that sample, then those that score."""
     token_ids: list[int] = []
     spans: list[Span] = []
     wanted: list[int] = []
+    scoring: list[int] = []
     for work in batch.work:
         assert work.sequence.slots is not None
         count = len(work.token_ids)
+        scoring += range(len(token_ids), len(token_ids) + work.scores)
         spans.append(Span(len(token_ids), count, work.sequence.slots.first, work.first_position + count))
         token_ids += work.token_ids
         wanted += range(len(token_ids) - work.samples, len(token_ids))
-    return Rows(token_ids, spans, wanted)
+    return Rows(token_ids, spans, wanted + scoring)

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from predictor.engine.params import Sampled, SamplingParams
+from predictor.engine.params import Sampled, SamplingParams, Scored
 from predictor.engine.philox import uniform
 
 # Penalties may push a logit past fp32 (a repetition penalty of 1e-300 is legal); it is held at this.
@@ -73,9 +73,24 @@ def sample_tokens(logits: Tensor, sequences: SequenceOf[Draws], choose: Choose |
 def _sampled(token_id: int, params: SamplingParams, logprobs: Tensor | None) -> Sampled:
     if logprobs is None or params.logprobs is None:
         return Sampled(token_id)
-    top = torch.topk(logprobs, min(params.logprobs, len(logprobs)))
-    alternatives = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Sampled(token_id, float(logprobs[token_id]), alternatives)
+    return Sampled(token_id, float(logprobs[token_id]), _likeliest(logprobs, params.logprobs))
+
+
+def _likeliest(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` largest of a row [V] with their ids, best first."""
+    if not count:
+        return ()
+    top = torch.topk(logprobs, min(count, len(logprobs)))
+    return tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def score(logits: Tensor, token_ids: SequenceOf[int], alternatives: int) -> list[Scored]:
+    """The log-probability of token_ids[i] by row i of logits [R, V] fp32, and of the likeliest `alternatives`."""
+    scored = []
+    for row, token_id in zip(logits, token_ids, strict=True):  # each by itself, as in `sample`: for equal bits
+        logprobs = torch.log_softmax(row, dim=-1)
+        scored.append(Scored(token_id, float(logprobs[token_id]), _likeliest(logprobs, alternatives)))
+    return scored
 
 
 def edit_logits(logits: Tensor, sequence: Draws) -> None:

@@ -8,6 +8,7 @@ is full comes again, as if it had just arrived: it is prefilled in its own slots
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from heapq import merge
@@ -24,13 +25,14 @@ class Work(NamedTuple):
     """Consecutive positions of a sequence's window to compute in this step.
 
     The last `samples` rows are sampled: none in the midst of a prefill, as a rule one; with guesses (speculation.py)
-    the row before them and each of theirs.
+    the row before them and each of theirs. The first `scores` rows say how likely the prompt's next token is.
     """
 
     sequence: Sequence
     first_position: int
     token_ids: list[int]
     samples: int
+    scores: int = 0
 
     @property
     def guesses(self) -> list[int]:
@@ -205,7 +207,9 @@ class Scheduler:
 
     def _next_work(self, sequence: Sequence) -> Work:
         tokens = sequence.tokens_from(sequence.computed, self._chunk_tokens)
-        return Work(sequence, sequence.computed, tokens, samples=int(len(tokens) == sequence.uncomputed))
+        samples = int(len(tokens) == sequence.uncomputed)
+        scores = 0 if sequence.params.prompt_logprobs is None else sequence.scoring(len(tokens))
+        return Work(sequence, sequence.computed, tokens, samples, scores)
 
     def advance(self, batch: Batch) -> None:
         """Account for a step that was launched: what it computes is computed, what it draws is pending."""
@@ -244,23 +248,34 @@ class Scheduler:
 
     def _deliver(self, sequence: Sequence, sample: Sampled) -> None:
         if sample.token_id is None:
-            self.end(sequence, EngineFailed("the model produced no finite logits; the checkpoint may be damaged"))
+            self._fail(sequence)
             return
         params, output = sequence.params, sequence.output_ids
         if output[-1] == PENDING:
             output[-1] = sample.token_id
         else:
             output.append(sample.token_id)
+        scored = None
+        if params.prompt_logprobs is not None and len(output) == 1:
+            scored = tuple(sequence.request.prompt_logprobs)
+            if not all(math.isfinite(each.logprob) for each in scored):
+                self._fail(sequence)
+                return
         is_end = sample.token_id in params.end_tokens and not params.ignore_eos
         reason: FinishReason | None = None
-        if is_end:
+        if not params.max_new_tokens:
+            is_end, reason = True, "length"
+        elif is_end:
             reason = "stop"
         elif sequence.drawn_out:
             reason = "length"
-        token = Token(sample.token_id, sample.logprob, sample.top_logprobs, reason, is_end)
+        token = Token(sample.token_id, sample.logprob, sample.top_logprobs, reason, is_end, scored)
         if reason is not None:
             self.end(sequence)
         sequence.sink(token)
+
+    def _fail(self, sequence: Sequence) -> None:
+        self.end(sequence, EngineFailed("the model produced no finite logits; the checkpoint may be damaged"))
 
     def end(self, sequence: Sequence, error: PredictorError | None = None) -> None:
         """Free a sequence, whatever its state; `error` is delivered to its sink. Ending twice does nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from predictor.engine.params import SamplingParams, Token
+from predictor.engine.params import SamplingParams, Scored, Token
 from predictor.engine.speculation import Lookup, Reach
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ class Request:
     prompt_slots: SlotRange | None = None  # where the prompt's keys and values lie; None: the leader has to compute it
     prompt_slots_orphaned: bool = False  # their owner has ended: the next sibling takes them over
     prompt_logits: Tensor | None = None  # [V] of the prompt's last position, for the siblings' first token
+    prompt_logprobs: list[Scored] = field(default_factory=list)  # from the second token on, as far as computed
 
     @property
     def slots_needed(self) -> int:
         """KV slots of one sequence at its longest; the last token's keys and values are never read."""
         prompt, window = len(self.prompt_ids), self.params.window
-        needed = prompt - start_of_window(prompt, window) + self.params.max_new_tokens - 1
+        needed = prompt - start_of_window(prompt, window) + self.params.draws - 1
         return needed if window is None else min(needed, window)
 
 
@@ -55,6 +56,7 @@ class Sequence:
     window_start: int = field(init=False)
     prompt_ids: list[int] = field(init=False)  # the request's, as the next
     params: SamplingParams = field(init=False)
+    draws: int = field(init=False)  # as the params'
     computed: int = field(init=False)  # positions whose keys and values are in the KV memory
     drafted: int = field(init=False)  # likewise in the draft's (draft.py), never more
     slots: SlotRange | None = None
@@ -65,6 +67,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_ids, self.params = self.request.prompt_ids, self.request.params
+        self.draws = self.params.draws
         self.slide()
 
     @property
@@ -89,7 +92,7 @@ class Sequence:
     @property
     def drawn_out(self) -> bool:
         """Whether its last token is drawn, though perhaps not read."""
-        return len(self.output_ids) >= self.params.max_new_tokens
+        return len(self.output_ids) >= self.draws
 
     @property
     def window_full(self) -> bool:
@@ -100,9 +103,13 @@ class Sequence:
     @property
     def room_for_guesses(self) -> int:
         """Guesses that could all hold: a token follows them, and what is computed for them has its place."""
-        room = self.params.max_new_tokens - len(self.output_ids) - 1
+        room = self.draws - len(self.output_ids) - 1
         window = self.params.window
         return room if window is None else min(room, window - self.computed - 1)
+
+    def scoring(self, rows: int) -> int:
+        """How many of the next `rows`, from the first on, score the prompt's next token: all before its last token."""
+        return max(min(rows, len(self.prompt_ids) - 1 - self.computed), 0)
 
     def slide(self) -> None:
         """Begin the window that the tokens so far call for; nothing of it is computed."""

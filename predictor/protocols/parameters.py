@@ -141,6 +141,8 @@ def invalid_request(error: ValidationError, where: str) -> InvalidRequest:
     )
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{where}: unknown field {printable(field)}", param=field)
+    if first["type"] == "missing":
+        return InvalidRequest(f"{where} lacks {field}", param=field)
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = (
         message.replace("Dictionary should", "must").replace("List should", "must").replace("String should", "must")

@@ -1,124 +1,141 @@
-"""TensorFlow Serving's V1 row form, and the `{"text", "length"}` body of the predictor this one succeeds.
+"""TensorFlow Serving's V1 predict, and the `{"text", "length"}` body of the predictor this one succeeds.
 
-`{"instances": [...], "parameters": {...}}` -> `{"predictions": [...]}`, and
-`{"text": str, "length": total tokens}` -> `{"prediction": prompt + completion}`.
+The signature has one string input, `prompt`, and one string output, `text`. With one of each TensorFlow Serving lets
+the value stand for itself, so neither name is needed:
+
+- rows: `{"instances": [...], "parameters": {...}}` -> `{"predictions": [...]}`;
+- columns: `{"inputs": "text" | ["a", "b"] | {"prompt": ...}, "parameters": {...}}` -> `{"outputs": ...}`;
+- the older body: `{"text": str, "length": total tokens}` -> `{"prediction": prompt + completion}`.
+
+`parameters` is ours, and so are an instance's fields beside `prompt`. Error texts are TensorFlow Serving's where it has
+one (its util/json_tensor.cc), with our name of the place where it gives none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.parameters import Parameters, override, parse_parameters
+from predictor.protocols.prediction import Predict, Row
 from predictor.protocols.strict_json import printable
-from predictor.protocols.wire import Exchange, Limits, WireFormat
-from predictor.text.pieces import Piece
-from predictor.text.request import Completion, LogProb, TextRequest
+from predictor.protocols.string_tensor import is_binary, parse_string
+from predictor.protocols.wire import Limits, WireFormat, json_body
 
 SIGNATURE = "serving_default"
+INPUT, OUTPUT = "prompt", "text"
+
 _DEFAULT_LENGTH = 64  # the older body's: tokens in all, prompt included
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One prompt, and how its prediction is shown."""
-
-    request: TextRequest
-    details: bool
-    full_text: bool
-
-
-class Predict(Exchange):
-    """A checked request. `single` marks the older body, whose answer is one `prediction`."""
-
-    def __init__(self, rows: list[Row], stream: bool, single: bool = False) -> None:
-        self.rows, self.stream, self.single = rows, stream, single
-        self.requests = [row.request for row in rows]
-        self._begun: set[tuple[int, int]] = set()  # samples of which something has been sent
-
-    def render(self, results: Sequence[Sequence[Completion]]) -> dict[str, Any]:
-        predictions = [_prediction(row, completions) for row, completions in zip(self.rows, results, strict=True)]
-        return {"prediction": predictions[0]} if self.single else {"predictions": predictions}
-
-    def events(self, piece: Piece) -> list[Any]:
-        row, delta, place = self.rows[piece.row], piece.delta, (piece.row, piece.sample)
-        text = delta.text
-        if row.full_text and place not in self._begun:
-            text = row.request.prompt + text
-        self._begun.add(place)
-        event: dict[str, Any] = {"index": piece.row, "delta": text}
-        if row.request.n > 1:
-            event["sample"] = piece.sample
-        if row.details and delta.logprob is not None:
-            event["logprobs"] = _logprobs((delta.logprob,), (delta.top_logprobs,))
-        if delta.finish_reason is not None:
-            source = piece.source
-            event["finish_reason"] = delta.finish_reason
-            event["usage"] = {"prompt_tokens": source.prompt_tokens, "completion_tokens": source.completion_tokens}
-            if row.details:
-                event |= {"seed": source.seed, "dtype": source.dtype}
-        elif not text and not row.details:
-            return []  # a character that is not whole yet
-        return [event]
 
 
 def parse(body: Any, limits: Limits) -> Predict:
     """A parsed JSON body into rows; raises `InvalidRequest` naming the field and the limit."""
     if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {printable(body)}")
+        raise InvalidRequest(f"JSON Value: {printable(body)} Is not object")
     if "text" in body and "instances" in body:
         raise InvalidRequest("text and instances are two ways to ask; give one", param="text")
-    return _parse_text(body, limits) if "text" in body else _parse_instances(body, limits)
+    return _parse_text(body, limits) if "text" in body else _parse_tensors(body, limits)
 
 
-def _parse_instances(body: Mapping[str, Any], limits: Limits) -> Predict:
+def _parse_tensors(body: Mapping[str, Any], limits: Limits) -> Predict:
+    _check_signature(body)
     if "instances" not in body and "inputs" not in body:
         raise InvalidRequest("Missing 'inputs' or 'instances' key", param="instances")
-    if "inputs" in body:
+    if "instances" in body and "inputs" in body:
         raise InvalidRequest(
-            "inputs (the column form) is not served; send instances, a list with one prompt per row", param="inputs"
+            f"JSON Value: {printable(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            "keys to exist",
+            param="inputs",
         )
     for key in body:
-        if key not in ("instances", "parameters", "signature_name"):
+        if key not in ("instances", "inputs", "parameters", "signature_name"):
             raise InvalidRequest(f"unknown field {printable(key)}", param=key)
-    signature = body.get("signature_name", SIGNATURE)
-    if signature not in (SIGNATURE, ""):
-        raise InvalidRequest(
-            f'signature_name must be "{SIGNATURE}", got {printable(signature)}', param="signature_name"
-        )
-    instances, parameters = body["instances"], body.get("parameters", {})
-    if not isinstance(instances, list) or not instances:
-        raise InvalidRequest(f"instances must be a non-empty list, got {printable(instances)}", param="instances")
-    if len(instances) > limits.max_instances:
-        raise InvalidRequest(
-            f"instances must hold at most {limits.max_instances} prompts, got {len(instances)}", param="instances"
-        )
+    parameters = body.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters must be an object, got {printable(parameters)}", param="parameters")
     shared = parse_parameters(parameters, "parameters", limits.max_timeout_s)
-    return Predict([
-        _parse_instance(instance, f"instances[{place}]", parameters, shared, limits)
-        for place, instance in enumerate(instances)
-    ], stream=shared.stream)  # fmt: skip
+    if "inputs" in body:
+        return _parse_inputs(body["inputs"], shared, limits)
+    instances = body["instances"]
+    if not isinstance(instances, list):
+        raise InvalidRequest(f"JSON Value: {printable(body)} Excepting 'instances' to be an list/array", "instances")
+    if not instances:
+        raise InvalidRequest(f"JSON Value: {printable(body)} No values in 'instances' array", "instances")
+    _check_count(instances, "instances", limits)
+    rows = [_parse_instance(each, place, parameters, shared, limits) for place, each in enumerate(instances)]
+    return Predict(rows, shared.stream)
 
 
-def _parse_instance(instance: Any, name: str, parameters: Mapping[str, Any], shared: Parameters, limits: Limits) -> Row:
-    if isinstance(instance, str):
-        return _row(instance, name, shared)
-    if not isinstance(instance, dict):
-        raise InvalidRequest(f"{name} must be a string or an object, got {printable(instance)}", param=name)
-    prompt = _text(instance, "prompt", name)
+def _check_signature(body: Mapping[str, Any]) -> None:
+    signature = body.get("signature_name", SIGNATURE)
+    if not isinstance(signature, str):
+        raise InvalidRequest(
+            f"JSON Value: {printable(body)} not formatted correctly. 'signature_name' key must be a string value.",
+            param="signature_name",
+        )
+    if signature not in (SIGNATURE, ""):
+        raise InvalidRequest(
+            f"Serving signature name: {printable(signature)} not found in signature def; signature_name must be "
+            f'"{SIGNATURE}"',
+            param="signature_name",
+        )
+
+
+def _check_count(values: list[Any], name: str, limits: Limits) -> None:
+    if len(values) > limits.max_instances:
+        raise InvalidRequest(f"{name} must hold at most {limits.max_instances} prompts, got {len(values)}", name)
+
+
+def _parse_instance(
+    instance: Any, place: int, parameters: Mapping[str, Any], shared: Parameters, limits: Limits
+) -> Row:
+    name = f"instances[{place}]"
+    if not isinstance(instance, dict) or is_binary(instance):
+        return _row(parse_string(instance, _element(place) + name, name), name, shared)
+    if INPUT not in instance:
+        raise InvalidRequest(f"{_element(place)}{name} lacks {INPUT}", param=INPUT)
     if "stream" in instance:
         raise InvalidRequest(f"{name}: stream is for the whole request; put it into parameters", param="stream")
-    own = {key: value for key, value in instance.items() if key != "prompt"}
+    prompt = parse_string(instance[INPUT], f"{_element(place, INPUT)}{name}.{INPUT}", INPUT)
+    own = {key: value for key, value in instance.items() if key != INPUT}
     return _row(prompt, name, parse_parameters(override(parameters, own), name, limits.max_timeout_s))
 
 
+def _element(place: int, key: str | None = None) -> str:
+    """How TensorFlow Serving begins an error about one of the instances."""
+    named = "" if key is None else f" key: {key}"
+    return f"Failed to process element: {place}{named} of 'instances' list. "
+
+
+def _parse_inputs(inputs: Any, shared: Parameters, limits: Limits) -> Predict:
+    """The column form: one string or a list of them, by itself or by the input's name."""
+    name = "inputs"
+    if isinstance(inputs, dict) and not is_binary(inputs):
+        if INPUT not in inputs:
+            raise InvalidRequest(f"Missing named input: {INPUT} in 'inputs' object.", param=INPUT)
+        for key in inputs:
+            if key != INPUT:
+                raise InvalidRequest(f"inputs: unknown input {printable(key)}; there is {INPUT} alone", param=key)
+        name, inputs = f"inputs.{INPUT}", inputs[INPUT]
+    if not isinstance(inputs, list):
+        return Predict([_row(parse_string(inputs, name, name), name, shared)], shared.stream, "outputs", single=True)
+    if not inputs:
+        raise InvalidRequest(f"{name} must hold a prompt, got an empty list", param=name)
+    _check_count(inputs, name, limits)
+    rows = []
+    for place, value in enumerate(inputs):
+        where = f"{name}[{place}]"
+        if isinstance(value, list):
+            raise InvalidRequest(f"{where}: Encountered list at unexpected level: 1 expected < 1", param=where)
+        rows.append(_row(parse_string(value, where, where), where, shared))
+    return Predict(rows, shared.stream, "outputs")
+
+
 def _parse_text(body: Mapping[str, Any], limits: Limits) -> Predict:
-    text = _text(body, "text", "the body")
-    length = body.get("length", _DEFAULT_LENGTH)
+    text, length = body["text"], body.get("length", _DEFAULT_LENGTH)
+    if not isinstance(text, str):
+        raise InvalidRequest(f"text must be a string, got {printable(text)}", param="text")
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise InvalidRequest(
             f"length must be a positive integer (tokens in all, prompt included), got {printable(length)}",
@@ -131,7 +148,7 @@ def _parse_text(body: Mapping[str, Any], limits: Limits) -> Predict:
     # The predictor this body comes from always answered prompt and completion together.
     parameters = parse_parameters({"return_full_text": True} | own, "the body", limits.max_timeout_s)
     row = _row(text, "text", parameters, max_total_tokens=length)
-    return Predict([row], parameters.stream, single=True)
+    return Predict([row], parameters.stream, "prediction", single=True)
 
 
 def _row(prompt: str, name: str, parameters: Parameters, max_total_tokens: int | None = None) -> Row:
@@ -140,45 +157,13 @@ def _row(prompt: str, name: str, parameters: Parameters, max_total_tokens: int |
     return Row(request, parameters.details, parameters.return_full_text)
 
 
-def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
-    if key not in fields:
-        raise InvalidRequest(f"{where} lacks {key}", param=key)
-    value = fields[key]
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{where}: {key} must be a string, got {printable(value)}", param=key)
-    return value
+def _decode(body: bytes, headers: Mapping[str, str]) -> Any:
+    if not body:
+        raise InvalidRequest("JSON Parse error: The document is empty")
+    try:
+        return json_body(body, headers)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"JSON Parse error: {error}", error.param) from error
 
 
-def _prediction(row: Row, completions: Sequence[Completion]) -> Any:
-    shown = [_shown(row, completion) for completion in completions]
-    return shown[0] if row.request.n == 1 else shown
-
-
-def _shown(row: Row, completion: Completion) -> Any:
-    text = row.request.prompt + completion.text if row.full_text else completion.text
-    if not row.details:
-        return text
-    return {
-        "text": text,
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "seed": completion.seed,
-        "dtype": completion.dtype,
-        "logprobs": None if completion.logprobs is None else _logprobs(completion.logprobs, completion.top_logprobs),
-    }
-
-
-def _logprobs(chosen: tuple[LogProb, ...], alternatives: tuple[tuple[LogProb, ...], ...]) -> dict[str, Any]:
-    return {
-        "token_ids": [each.token_id for each in chosen],
-        "tokens": [each.token for each in chosen],
-        "token_logprobs": [each.logprob for each in chosen],
-        "top_logprobs": [
-            [{"token_id": each.token_id, "token": each.token, "logprob": each.logprob} for each in place]
-            for place in alternatives
-        ],
-    }
-
-
-FORMAT = WireFormat("v1", parse)
+FORMAT = WireFormat("v1", parse, decode=_decode)

@@ -25,8 +25,8 @@ from predictor.text.deadline import Deadline
 
 logger = logging.getLogger(__name__)
 
-# Told of every checked request before anything is generated; raises to refuse it.
-Admit = Callable[[Request, Exchange], Awaitable[None]]
+# Told of every checked request, and of its model, before anything is generated; raises to refuse it.
+Admit = Callable[[Request, Exchange, Predictor], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Asker:
 
     def __init__(self, models: ModelRepository, settings: Settings, admit: Admit) -> None:
         self.models, self.settings = models, settings
-        self._admit = admit
+        self.admit = admit
 
     @property
     def default_model(self) -> str:
@@ -83,7 +83,7 @@ class Asker:
             if model is not None:
                 predictor.language_model()  # 503 before the body is read
             if isinstance(body, _Unread):
-                body = await self._read(request, form, predictor)
+                body = await self.read(request, form, predictor)
             named = form.model(body)
             if model is None and named is not None:
                 predictor = None  # an unknown model's request is nobody's
@@ -98,14 +98,15 @@ class Asker:
         count(response.status_code)
         return response
 
-    async def _read(self, request: Request, form: WireFormat, predictor: Predictor) -> Any:
+    async def read(self, request: Request, form: WireFormat, predictor: Predictor) -> Any:
+        """The body, its type, size and time checked; a model that stops ends it."""
         check_media_type(request, form.media_types)
         reading = read_body(request, self.settings.max_body_bytes)
         sent = await predictor.unless_stopping(Deadline(self.settings.timeout_s).hold(reading, "sending the body"))
         return form.decode(sent, request.headers)
 
     async def _ask(self, request: Request, form: WireFormat, predictor: Predictor, body: Any) -> Any:
-        asked = Asked(form, body, lambda exchange: self._admit(request, exchange))
+        asked = Asked(form, body, lambda exchange: self.admit(request, exchange, predictor))
         result, _ = await until_disconnect(request, predictor(asked, headers=dict(request.headers)))
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -33,11 +34,13 @@ def add_docs(app: FastAPI, routers: Sequence[APIRouter], ask: Asker) -> None:
     @cache
     def document() -> dict[str, Any]:
         told = get_openapi(title="GPT-2 predictor", version=__version__, description=_ABOUT, routes=routes)
-        for path in told["paths"].values():
-            for operation in path.values():
-                for parameter in operation.get("parameters", []):
-                    if parameter["in"] == "path":
-                        parameter["example"] = examples[parameter["name"]]
+        for path, methods in told["paths"].items():
+            # Written anew: FastAPI knows only those that a route's function takes.
+            names = re.findall(r"{(\w+)}", path)
+            of_path = [_path_parameter(name, examples[name]) for name in names]
+            for operation in methods.values():
+                rest = [each for each in operation.get("parameters", []) if each["in"] != "path"]
+                operation["parameters"] = of_path + rest
         return told
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
@@ -57,3 +60,7 @@ def add_docs(app: FastAPI, routers: Sequence[APIRouter], ask: Asker) -> None:
         if file not in _FILES:
             raise HTTPException(404)
         return FileResponse(str(resources.files("fastapi_swagger.resources") / file))
+
+
+def _path_parameter(name: str, example: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": example}

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from predictor.errors import EngineFailed, PredictorError
+from predictor.errors import EngineFailed, PredictorError, Unauthenticated
 from predictor.protocols.wire import plain_error
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ def answer(error: Exception, body: Callable[[PredictorError], Any] = plain_error
     """The response an exception becomes."""
     mapped = ours(error)
     headers = {} if mapped.retry_after_s is None else {"Retry-After": str(mapped.retry_after_s)}
+    if mapped.status == Unauthenticated.status:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body(mapped), mapped.status, headers)
 
 

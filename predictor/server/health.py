@@ -22,18 +22,13 @@ async def check_ready(model: Predictor) -> None:
 def make_router(ask: Asker) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v2/models/{name}/ready", **documented("Whether a model is ready", tag="Health"))
-    @router.get("/v2/models/{name}/versions/{version}/ready", **documented("Whether a version is ready", tag="Health"))
-    async def ready(name: str) -> dict[str, Any]:
-        """200, or 503 while the model loads or the server stops."""
-        await check_ready(ask.find(name))
-        return {"name": name, "ready": True}
-
+    @router.get("/health", **documented("Readiness, where clients of OpenAI's servers ask for it", tag="Health"))
     @router.get("/v2/health/ready", **documented("Whether every model is ready", tag="Health"))
     async def all_ready() -> dict[str, Any]:
         """200, or 503 while a model loads or the server stops."""
         for name in ask.models.get_models():
-            await check_ready(ask.find(name))
+            if (model := ask.find(name)).awaited:
+                await check_ready(model)
         return {"ready": True}
 
     @router.get("/v2/health/live", **documented("Whether the server lives", tag="Health"))
@@ -44,7 +39,10 @@ def make_router(ask: Asker) -> APIRouter:
                 raise NotReady(f"the engine of {model.name} has failed; restart the server")
         return {"live": True}
 
-    @router.get("/", **documented("KServe's liveness", tag="Health"))
+    # Where an older system shares the path, the document has its route, which tells of this one.
+    alone = "cloud-run" not in ask.settings.compat
+
+    @router.get("/", include_in_schema=alone, **documented("KServe's liveness", tag="Health"))
     async def root() -> dict[str, Any]:
         """As `/v2/health/live`."""
         await live()

@@ -5,32 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import kserve
 
-from predictor.backends.base import Backend, BackendOptions, open_backend
-from predictor.errors import LoadCancelled, NotReady
+from predictor.backends.base import BackendOptions, open_backend
+from predictor.errors import LoadCancelled, NotFound, NotReady
 from predictor.observability import (
     CODES,
     COMPLETION_TOKENS,
-    GUESSED_TOKENS,
-    HELD_TOKENS,
     INTER_TOKEN_SECONDS,
-    KV_TOKENS,
-    KV_TOKENS_USED,
-    MODEL,
     PROMPT_TOKENS,
     REQUESTS,
-    REQUESTS_RUNNING,
-    REQUESTS_WAITING,
     TIME_TO_FIRST_TOKEN_SECONDS,
 )
+from predictor.protocols.models import State
 from predictor.protocols.wire import Exchange, Limits, WireFormat
 from predictor.server.body import unless
 from predictor.server.events import Events
+from predictor.server.gauges import unwatch, watch
 from predictor.server.progress import LogProgress
 from predictor.settings import NamedModel, Settings, knative_revision
 from predictor.text.language_model import LanguageModel
@@ -58,6 +54,9 @@ Results = tuple[WireFormat, Exchange, Sequence[Sequence[Completion]] | Pieces]
 # How long a stop waits for a load that cannot be interrupted (transformers and aitextgen load in one call).
 _ABANDON_LOAD_S = 2.0
 
+# A step of the largest model on the slowest device takes seconds.
+LAST_STEP_S = 10.0
+
 _SHUTTING_DOWN = "the server is shutting down; send the request again"
 
 
@@ -76,19 +75,75 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         # KServe registers, at start, only what says it is ready; our honest answer is `healthy` (KSERVE.md, 6).
         self.ready = True
         self.engine = True
+        self.state: State = "LOADING"
         self._language_model: LanguageModel | None = None
         self.load_abandoned = False  # a stop came while a load ran that cannot be interrupted
         self._stopping = threading.Event()
+        self._cancel_load = threading.Event()  # of the load that runs
+        self._change = asyncio.Lock()  # of `state`: loads and unloads come one after the other
+        self._optional = False  # the admin has unloaded it once
         self._limits = Limits(settings.max_instances, settings.timeout_s)
 
     def start(self) -> None:
         """KServe calls this before the event loop runs: nothing to do yet."""
 
     async def start_engine(self) -> None:
-        """Load in a thread of its own while the server answers; raises what the load raised."""
-        async with self._turn:
-            if not self._stopping.is_set():
-                await self._load_in_thread()
+        """Load, unless it is loaded, in a thread of its own while the server answers; raises what the load raised.
+
+        A stop and an unload end it early, and it then says nothing.
+        """
+        async with self._change:
+            if self._loaded:
+                return
+            self.state, self._cancel_load = "LOADING", threading.Event()
+            try:
+                async with self._turn:
+                    if not self._stopping.is_set():
+                        await self._load_in_thread()
+            finally:
+                if not self._loaded and not self._stopping.is_set():
+                    await asyncio.to_thread(self._let_go)
+                    self.state = "END"
+
+    async def unload(self) -> None:
+        """Refuse new requests, finish what runs within the grace period, end the rest, give the memory back.
+
+        A load that runs is ended first.
+        """
+        self._optional = True
+        self._cancel_load.set()
+        async with self._change:
+            if not self._loaded:
+                return
+            self.state = "UNLOADING"
+            try:
+                await self._until_idle(self.settings.grace_period_s)
+            finally:
+                await asyncio.to_thread(self._let_go)
+                self.state = "END"
+            logger.info("%s is unloaded", self.name)
+
+    async def _until_idle(self, limit_s: float) -> None:
+        assert self._language_model is not None
+        backend, end = self._language_model.backend, time.monotonic() + limit_s
+        while time.monotonic() < end:
+            load = backend.load
+            if not load.running_requests and not load.waiting_requests:
+                return
+            await asyncio.sleep(0.05)
+
+    def _let_go(self) -> None:
+        from predictor.backends.memory import give_back  # imports torch
+
+        if self._language_model is None:
+            return
+        backend = self._language_model.backend
+        backend.stop()
+        backend.join(LAST_STEP_S)
+        unwatch(self.labels, backend, self.settings.backend)
+        self._language_model = None
+        del backend
+        give_back()
 
     async def _load_in_thread(self) -> None:
         loop = asyncio.get_running_loop()
@@ -127,42 +182,53 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
         settings = self.settings
         options = BackendOptions.from_settings(settings, self._source)
+        cancel = self._cancel_load
         with LogProgress(f"loading {self.name}") as progress:
-            backend = open_backend(settings.backend, options, progress, self._stopping)
-        self._watch(backend)
+            backend = open_backend(settings.backend, options, progress, cancel)
+        watch(self.labels, backend, settings.backend)
         self._language_model = LanguageModel(backend)
-        if self._stopping.is_set():  # looked at after the assignment: a stop finds the model, or is found here
+        if cancel.is_set():  # looked at after the assignment: a stop finds the model, or is found here
             backend.stop()
             raise LoadCancelled("told to stop while loading")
+        self.state = "AVAILABLE"
         logger.info("%s is ready: %s, %s on %s", self.name, settings.backend, backend.dtype, backend.device)
         return True
 
-    def _watch(self, backend: Backend) -> None:
-        """Let the gauges ask for their values when they are scraped."""
-        REQUESTS_RUNNING.labels(*self.labels).set_function(lambda: backend.load.running_requests)
-        REQUESTS_WAITING.labels(*self.labels).set_function(lambda: backend.load.waiting_requests)
-        KV_TOKENS.labels(*self.labels).set_function(lambda: backend.load.slots)
-        KV_TOKENS_USED.labels(*self.labels).set_function(lambda: backend.load.used_slots)
-        GUESSED_TOKENS.labels(*self.labels).set_function(lambda: backend.load.guessed_tokens)
-        HELD_TOKENS.labels(*self.labels).set_function(lambda: backend.load.held_tokens)
-        MODEL.labels(*self.labels, self.settings.backend, backend.dtype, backend.device).set(1)
+    @property
+    def _loaded(self) -> bool:
+        return self.state == "AVAILABLE"
 
     @property
     def alive(self) -> bool:
         """False when only a restart can help: the engine's thread is gone or stuck, or the device has failed."""
-        return self._language_model is None or self._language_model.backend.healthy
+        model = self._language_model
+        return model is None or not self._loaded or model.backend.healthy
+
+    @property
+    def stopping(self) -> bool:
+        """Told to end: what runs is finished, nothing new begins."""
+        return self._stopping.is_set()
+
+    @property
+    def awaited(self) -> bool:
+        """False while the server is ready without it: an admin has unloaded it, or is loading it again."""
+        return self.stopping or self._loaded or not self._optional
 
     async def healthy(self) -> bool:
         """Loaded, able to answer, and not shutting down."""
-        return self._language_model is not None and not self._stopping.is_set() and self.alive
+        return self._loaded and not self.stopping and self.alive
 
     def language_model(self) -> LanguageModel:
-        """The loaded model; raises `NotReady`."""
+        """The loaded model; raises `NotReady`, and `NotFound` for one that was unloaded."""
         if self._stopping.is_set():
             raise NotReady(_SHUTTING_DOWN)
-        if self._language_model is None:
-            raise NotReady(f"the model {self.name} is still loading; try again")
-        return self._language_model
+        model = self._language_model
+        if self._loaded and model is not None:
+            return model
+        if self.state == "END":
+            raise NotFound(f"Servable not found for request: Latest({self.name}); it is not loaded")
+        doing = "still loading" if self.state == "LOADING" else "being unloaded"
+        raise NotReady(f"the model {self.name} is {doing}; try again")
 
     async def preprocess(self, payload: Asked, headers: dict[str, str] | None = None) -> Checked:
         """A parsed body into a checked request."""
@@ -182,11 +248,12 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         """Completions into the answer's JSON, or what comes into `Events`."""
         form, exchange, completions = result
         if isinstance(completions, Pieces):
-            return Events(exchange, completions, form.error, self._count)
-        self._count(completions)
+            return Events(exchange, completions, form.error, self.count)
+        self.count(completions)
         return await asyncio.to_thread(exchange.render, completions)  # it may be hundreds of thousands of numbers
 
-    def _count(self, rows: Sequence[Sequence[Completion | TextStream]]) -> None:
+    def count(self, rows: Sequence[Sequence[Completion | TextStream]]) -> None:
+        """Add what was answered to the metrics; `rows[i]` are the samples of prompt i."""
         PROMPT_TOKENS.labels(*self.labels).inc(sum(row[0].prompt_tokens for row in rows))
         COMPLETION_TOKENS.labels(*self.labels).inc(sum(each.completion_tokens for row in rows for each in row))
         for timing in (each.timing for row in rows for each in row):
@@ -200,12 +267,13 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         return await unless(self._wait_for_stop(), NotReady(_SHUTTING_DOWN), work)
 
     def drain(self) -> None:
-        """Refuse what comes from now on; what runs goes on."""
+        """Refuse what comes from now on; what runs goes on, but a load."""
         self._stopping.set()
+        self._cancel_load.set()
 
     def stop(self) -> None:
         """End what still runs, with an error that says so."""
-        self._stopping.set()
+        self.drain()
         if self._language_model is not None:
             self._language_model.backend.stop()
 

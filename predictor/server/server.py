@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 
 import kserve
 from fastapi.responses import JSONResponse
@@ -13,17 +14,14 @@ from kserve.model_server import app
 
 from predictor.server.errors import add_error_handlers
 from predictor.server.middleware import Boundary
-from predictor.server.predictor import Predictor
+from predictor.server.predictor import LAST_STEP_S, Predictor
 from predictor.server.routes import add_routes
 from predictor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 # Before the grace period ends, what still runs is answered with 503: the answers need a moment to leave.
-_LAST_WORDS_S = 2.0
-
-# A step of the largest model on the slowest device takes seconds.
-_LAST_STEP_S = 10.0
+LAST_WORDS_S = 2.0
 
 
 class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
@@ -85,7 +83,7 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         logger.info("stopping: running requests have %d s", self._settings.grace_period_s)
         for model in self._predictors():
             model.drain()
-        await asyncio.sleep(max(self._settings.grace_period_s - _LAST_WORDS_S, self._settings.grace_period_s / 2))
+        await asyncio.sleep(max(self._settings.grace_period_s - LAST_WORDS_S, self._settings.grace_period_s / 2))
         for model in self._predictors():
             model.stop()
 
@@ -95,10 +93,15 @@ def serve(settings: Settings) -> None:
     turn = asyncio.Lock()
     predictors = [Predictor(settings, model, turn) for model in settings.models]
     Server(settings).start(predictors)
+    leave(predictors)
+
+
+def leave(predictors: Sequence[Predictor]) -> None:
+    """The end of a process whose models are stopped."""
     if any(predictor.load_abandoned for predictor in predictors):
         # The loading thread is inside a library: Python would wait for its download threads, or pull the interpreter
         # away under it. Nothing is left to save.
         logging.shutdown()
         os._exit(0)
     for predictor in predictors:
-        predictor.join(_LAST_STEP_S)
+        predictor.join(LAST_STEP_S)

@@ -22,6 +22,16 @@ def new_detokenizer(vocabulary: Vocabulary, prompt_ids: Sequence[int] = ()) -> D
     return _Bytes(vocabulary) if vocabulary.byte_level else _Window(vocabulary, prompt_ids)
 
 
+def text_offsets(vocabulary: Vocabulary, token_ids: Sequence[int]) -> list[int]:
+    """Where each token begins in the text of all of them, special ones by their names: characters whole before it."""
+    detokenizer, offset, offsets = new_detokenizer(vocabulary), 0, []
+    for token_id in token_ids:
+        offsets.append(offset)
+        special = token_id in vocabulary.special_ids
+        offset += len(vocabulary.show(token_id) if special else detokenizer.push(token_id))
+    return offsets
+
+
 class _Bytes:
     """Byte-level BPE: tokens are bytes, and Python's incremental decoder knows which are whole characters.
 

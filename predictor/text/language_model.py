@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from predictor.backends.base import Backend
 from predictor.engine.params import SamplingParams
-from predictor.errors import InvalidRequest
+from predictor.errors import ContextExceeded, InvalidRequest
 from predictor.text.banned import BannedStrings
 from predictor.text.deadline import Deadline
 from predictor.text.pieces import Pieces
@@ -17,14 +17,11 @@ from predictor.text.request import Completion, TextRequest
 from predictor.text.stream import TextStream
 from predictor.text.vocabulary import Vocabulary
 
-# Log-probabilities in one answer, alternatives counted: 250,000 are about 15 MB of JSON.
+# Log-probabilities in one answer, of prompts and completions, alternatives counted: 250,000 are about 15 MB of JSON.
 _MAX_LOGPROBS = 250_000
 
 # Contexts that one sequence may fill with `context_overflow: "slide"`, prompt included.
 _MAX_CONTEXTS = 16
-
-_DEFAULT_NEW_TOKENS = 64
-_DEFAULT_TOP_K = 50
 
 # Longer prompts, and any banned strings, are prepared off the event loop: at 4 MB/s this much takes 1 ms.
 _INLINE_CHARACTERS = 4_000
@@ -34,6 +31,17 @@ _INLINE_CHARACTERS = 4_000
 class _Prepared:
     prompt_ids: list[int]
     params: SamplingParams
+    empty: bool  # the prompt was; its one id is the token to begin with
+
+    @property
+    def logprobs(self) -> int:
+        """The most log-probabilities that its answer may hold."""
+        params, of_prompt, of_each = self.params, 0, 0
+        if params.prompt_logprobs is not None:
+            of_prompt = len(self.prompt_ids) * (params.prompt_logprobs + 1)
+        if params.logprobs is not None:
+            of_each = params.logprobs + 1
+        return params.n * (of_prompt + params.max_new_tokens * of_each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,10 @@ class LanguageModel:
         Raises `InvalidRequest` naming the field, `QueueFull`, or `NotReady`.
         """
         return self._start(requests, await self._prepare_all(requests))
+
+    async def check(self, requests: list[TextRequest]) -> int:
+        """The most tokens that `generate` may make of these; raises the `InvalidRequest` that it would raise."""
+        return sum(each.params.n * each.params.max_new_tokens for each in await self._prepare_all(requests))
 
     async def stream(self, requests: list[TextRequest], default_timeout_s: float) -> Pieces:
         """The deltas of all samples as they come, once the first is there. Raises as `generate` does, here or later."""
@@ -99,7 +111,9 @@ class LanguageModel:
         streams = self.backend.submit([(each.prompt_ids, each.params) for each in prepared])
         return [
             [
-                TextStream(self.vocabulary, stream, request, each.prompt_ids, each.params, k, self.backend.dtype)
+                TextStream(
+                    self.vocabulary, stream, request, each.prompt_ids, each.params, k, self.backend.dtype, each.empty
+                )
                 for k, stream in enumerate(row)
             ]
             for row, request, each in zip(streams, requests, prepared, strict=True)
@@ -117,7 +131,7 @@ class LanguageModel:
 
         def work() -> list[_Prepared]:
             prepared = [self.prepare(request, filters) for request in requests]
-            _check_size([each.params for each in prepared])
+            _check_size(prepared)
             return prepared
 
         size = sum(len(request.prompt) for request in requests)
@@ -131,11 +145,13 @@ class LanguageModel:
         `filters` keeps banned strings from one prompt to the next.
         """
         bound = self._bound(request)
-        prompt_ids = self._prompt_ids(request, bound)
-        if len(prompt_ids) >= bound.tokens:
-            raise InvalidRequest(
-                f"{request.name}: the prompt has {len(prompt_ids)} tokens and must leave room for one more in "
-                f"{bound.name}",
+        _check_scoring(request)
+        given = self._prompt_ids(request, bound)
+        prompt_ids = given or self._empty_prompt()
+        if len(prompt_ids) > bound.tokens - (request.max_new_tokens != 0):
+            raise ContextExceeded(
+                f"{request.name}: the prompt has {len(prompt_ids)} tokens and must "
+                f"{'leave room for one more in' if request.max_new_tokens != 0 else 'fit'} {bound.name}",
                 param="prompt",
             )
         end_token = self.vocabulary.end_token
@@ -144,7 +160,7 @@ class LanguageModel:
             window=self.backend.context if request.context_overflow == "slide" else None,
             min_new_tokens=request.min_new_tokens,
             temperature=request.temperature,
-            top_k=min(_DEFAULT_TOP_K, self.backend.vocabulary) if request.top_k is None else request.top_k,
+            top_k=min(request.default_top_k, self.backend.vocabulary) if request.top_k is None else request.top_k,
             top_p=request.top_p,
             repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty,
@@ -156,10 +172,11 @@ class LanguageModel:
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             n=request.n,
             logprobs=request.logprobs,
+            prompt_logprobs=request.prompt_logprobs,
         )
         self._check_model_limits(request, params)
         self.backend.check(params)
-        return _Prepared(prompt_ids, params)
+        return _Prepared(prompt_ids, params, empty=not given)
 
     def _prompt_ids(self, request: TextRequest, bound: _Bound) -> list[int]:
         if request.prompt_ids is not None:
@@ -170,14 +187,14 @@ class LanguageModel:
                         f"got {token_id}",
                         param="prompt",
                     )
-            return list(request.prompt_ids) or self._empty_prompt()
+            return list(request.prompt_ids)
         longest = self.vocabulary.longest_token
         if longest and len(request.prompt) > bound.tokens * longest:
-            raise InvalidRequest(
+            raise ContextExceeded(
                 f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit {bound.name} tokens",
                 param="prompt",
             )
-        return self.vocabulary.encode(request.prompt) or self._empty_prompt()
+        return self.vocabulary.encode(request.prompt)
 
     def _bound(self, request: TextRequest) -> _Bound:
         context = self.backend.context
@@ -224,6 +241,20 @@ class LanguageModel:
         return filters[request.bad_words]
 
 
+def _check_scoring(request: TextRequest) -> None:
+    if request.max_new_tokens == 0 and request.prompt_logprobs is None:
+        raise InvalidRequest(
+            f"{request.name}: max_new_tokens must be at least 1, or 0 with the prompt's log-probabilities",
+            param="max_new_tokens",
+        )
+    if request.prompt_logprobs is not None and request.context_overflow == "slide":
+        raise InvalidRequest(
+            f"{request.name}: the prompt's log-probabilities cannot be had with context_overflow: slide, where the "
+            "model does not see all of the prompt at once",
+            param="context_overflow",
+        )
+
+
 def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> int:
     if request.max_total_tokens is not None:
         new = min(request.max_total_tokens, bound.tokens) - prompt_tokens
@@ -236,9 +267,9 @@ def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> 
         return new
     room = bound.tokens - prompt_tokens
     if request.max_new_tokens is None:
-        return max(min(_DEFAULT_NEW_TOKENS, room), min(request.min_new_tokens, room))
+        return max(min(request.default_max_new_tokens, room), min(request.min_new_tokens, room))
     if request.max_new_tokens > room:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"{request.name}: max_new_tokens must be at most {room}, what the prompt's {prompt_tokens} tokens "
             f"leave of {bound.name}, got {request.max_new_tokens}",
             param="max_new_tokens",
@@ -246,9 +277,9 @@ def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> 
     return request.max_new_tokens
 
 
-def _check_size(params: list[SamplingParams]) -> None:
+def _check_size(prepared: list[_Prepared]) -> None:
     """Refuse an answer that would hold more log-probabilities than one message should."""
-    asked = sum(each.n * each.max_new_tokens * (each.logprobs + 1) for each in params if each.logprobs is not None)
+    asked = sum(each.logprobs for each in prepared)
     if asked > _MAX_LOGPROBS:
         raise InvalidRequest(
             f"logprobs: the answer could hold {asked} of them and must not hold more than {_MAX_LOGPROBS}; "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from predictor.engine.params import FinishReason, SamplingParams, Token
+from predictor.engine.params import FinishReason, SamplingParams, Scored, Token
 from predictor.engine.stream import TokenStream
-from predictor.text.detokenizer import new_detokenizer
-from predictor.text.request import Completion, LogProb, TextDelta, TextRequest
+from predictor.text.detokenizer import new_detokenizer, text_offsets
+from predictor.text.request import Completion, EndToken, LogProb, PromptToken, TextDelta, TextRequest
 from predictor.text.stop import StopMatcher
 from predictor.text.vocabulary import Vocabulary
 
@@ -24,19 +24,31 @@ class TextStream(AsyncIterator[TextDelta]):
         params: SamplingParams,
         sample: int,
         dtype: str,
+        empty_prompt: bool = False,
     ) -> None:
+        """`prompt_ids`: what the model sees; of an `empty_prompt` a token to begin with."""
         self.prompt_tokens = len(prompt_ids)
         self.dtype = dtype
         self.seed = (params.seed + sample) % 2**64
         self._vocabulary = vocabulary
+        self._request, self._prompt_ids, self._empty_prompt = request, prompt_ids, empty_prompt
         self._tokens = tokens
         self.timing = tokens.timing
         self._params = params
         self._detokenizer = new_detokenizer(vocabulary, prompt_ids)
         self._stop = StopMatcher(request.stop)
         self.completion_tokens = 0  # so far
+        self._characters = 0  # that are whole so far
+        # As a completion's, from the first delta on.
+        self.prompt_logprobs: tuple[PromptToken, ...] | None = None
         # Why it ended: the last delta's reason, `cancelled` when it was closed before, `error` when the backend failed.
         self.finish_reason: FinishReason | None = None
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as it was sent, or what the ids that were sent stand for, special tokens by their names."""
+        request = self._request
+        return request.prompt if request.prompt_ids is None else self._vocabulary.decode(request.prompt_ids)
 
     async def __anext__(self) -> TextDelta:
         if self.finish_reason is not None:
@@ -56,10 +68,13 @@ class TextStream(AsyncIterator[TextDelta]):
         await self._tokens.aclose()
 
     def _delta(self, token: Token) -> TextDelta:
-        text, reason = "", token.finish_reason
+        text, reason, offset = "", token.finish_reason, self._characters
+        if token.prompt_logprobs is not None:
+            self.prompt_logprobs = self._of_prompt(token.prompt_logprobs)
         if not token.is_end:
             self.completion_tokens += 1
             text = self._detokenizer.push(token.id)
+            self._characters += len(text)
             # "No end before min_new_tokens" holds for stop strings too: what comes earlier is not searched.
             if self.completion_tokens > self._params.min_new_tokens:
                 text = self._stop.push(text)
@@ -68,16 +83,33 @@ class TextStream(AsyncIterator[TextDelta]):
         elif reason is not None:
             text += self._stop.flush()
         if token.is_end:
-            return TextDelta(text, finish_reason=reason)
-        return TextDelta(text, token.id, self._logprob(token), self._alternatives(token), reason)
+            return TextDelta(text, finish_reason=reason, offset=offset, end=self._end(token))
+        return TextDelta(text, token.id, self._logprob(token), self._alternatives(token), reason, offset)
 
     def _logprob(self, token: Token) -> LogProb | None:
         if token.logprob is None:
             return None
         return LogProb(token.id, self._vocabulary.show(token.id), token.logprob)
 
-    def _alternatives(self, token: Token) -> tuple[LogProb, ...]:
+    def _end(self, token: Token) -> EndToken | None:
+        logprob = self._logprob(token)
+        if logprob is None or token.finish_reason != "stop":  # or it was drawn only because a step draws
+            return None
+        return EndToken(logprob, self._alternatives(token))
+
+    def _alternatives(self, token: Token | Scored) -> tuple[LogProb, ...]:
         return tuple(LogProb(i, self._vocabulary.show(i), logprob) for i, logprob in token.top_logprobs)
+
+    def _of_prompt(self, scored: tuple[Scored, ...]) -> tuple[PromptToken, ...]:
+        if self._empty_prompt:
+            return ()
+        show, first = self._vocabulary.show, self._prompt_ids[0]
+        offsets = text_offsets(self._vocabulary, self._prompt_ids)[1:]
+        rest = (
+            PromptToken(each.token_id, show(each.token_id), each.logprob, self._alternatives(each), offset)
+            for each, offset in zip(scored, offsets, strict=True)
+        )
+        return (PromptToken(first, show(first), None), *rest)
 
     async def collect(self, on_token: Callable[[], None] | None = None) -> Completion:
         """The whole completion; `on_token` hears of each token."""
@@ -100,5 +132,9 @@ class TextStream(AsyncIterator[TextDelta]):
             if self._params.logprobs is None
             else tuple(delta.logprob for delta in tokens if delta.logprob is not None),
             top_logprobs=tuple(delta.top_logprobs for delta in tokens),
+            offsets=tuple(delta.offset for delta in tokens if delta.logprob is not None),
+            end=deltas[-1].end,
+            prompt_text=self.prompt_text,
+            prompt_logprobs=self.prompt_logprobs,
             timing=self.timing,
         )

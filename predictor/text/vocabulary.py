@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -60,6 +61,10 @@ class Vocabulary:
     def longest_token(self) -> int:
         """Bytes of the longest token, where it is known; a text of more than context x this cannot fit."""
         return max(map(len, self.token_bytes), default=1) if self.byte_level else 0
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens together, special ones by their names: characters that they share are whole."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
     def show(self, token_id: int) -> str:
         """The token as a person reads it, by itself: U+FFFD for bytes that are no whole character."""

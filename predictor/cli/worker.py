@@ -1,0 +1,111 @@
+"""`predictor worker`: runs the jobs that servers keep in Redis. No HTTP port."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from predictor.cli.flags import setting, settings_of
+from predictor.errors import ConfigurationError, EngineFailed
+from predictor.settings import Settings
+
+if TYPE_CHECKING:
+    from predictor.server.predictor import Predictor
+
+# How often the engines are looked at. A worker with a broken one takes no jobs, so nothing is lost meanwhile.
+_LOOK_S = 1.0
+
+
+def worker(
+    model: Annotated[list[str] | None, setting("model")] = None,
+    revision: Annotated[str | None, setting("revision")] = None,
+    backend: Annotated[str | None, setting("backend")] = None,
+    dtype: Annotated[str | None, setting("dtype")] = None,
+    device: Annotated[str | None, setting("device")] = None,
+    grace_period_s: Annotated[int | None, setting("grace_period_s")] = None,
+    kv_memory_mib: Annotated[int | None, setting("kv_memory_mib")] = None,
+    max_running: Annotated[int | None, setting("max_running")] = None,
+    queue_limit: Annotated[int | None, setting("queue_limit")] = None,
+    prefill_chunk_tokens: Annotated[int | None, setting("prefill_chunk_tokens")] = None,
+    step_tokens: Annotated[int | None, setting("step_tokens")] = None,
+    speculation: Annotated[bool | None, setting("speculation")] = None,
+    draft: Annotated[str | None, setting("draft")] = None,
+    jobs: Annotated[str | None, setting("jobs")] = None,
+    job_concurrency: Annotated[int | None, setting("job_concurrency")] = None,
+    job_expiry_s: Annotated[int | None, setting("job_expiry_s")] = None,
+    timeout_s: Annotated[float | None, setting("timeout_s")] = None,
+    threads: Annotated[int | None, setting("threads")] = None,
+    log_level: Annotated[str | None, setting("log_level")] = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
+) -> None:
+    """Run the jobs that servers with the same --jobs redis://... accept, until SIGTERM.
+
+    Then what runs is finished within the grace period, or given back to the others. No HTTP port.
+    """
+    settings = settings_of(locals())
+    if settings.jobs is None or settings.jobs.startswith("sqlite:"):
+        raise ConfigurationError(
+            "a worker takes jobs from Redis: give --jobs redis://HOST:PORT/DB. A SQLite file belongs to one server, "
+            "which runs its jobs itself"
+        )
+    if settings.job_concurrency == 0:
+        raise ConfigurationError("--job-concurrency must be at least 1 for a worker, got 0")
+    from predictor.observability import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    # KServe parses sys.argv when it is imported, and would take our flags for abbreviations of its own.
+    sys.argv = sys.argv[:1]
+    from predictor.server.predictor import Predictor
+    from predictor.server.server import leave
+
+    turn = asyncio.Lock()
+    predictors = [Predictor(settings, each, turn) for each in settings.models]
+    asyncio.run(_work(settings, predictors))
+    leave(predictors)
+
+
+async def _work(settings: Settings, predictors: Sequence[Predictor]) -> None:
+    from predictor.jobs.store import open_store
+    from predictor.server.jobs import new_worker
+    from predictor.server.server import LAST_WORDS_S
+
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    store = open_store(settings)
+    worker = new_worker(store, lambda: predictors, settings)
+    running = asyncio.create_task(worker.run())
+    try:
+        await _until_stopped(stopped, predictors)
+    finally:
+        worker.drain()
+        for predictor in predictors:
+            predictor.drain()
+        grace_s = settings.grace_period_s
+        await asyncio.wait({running}, timeout=max(grace_s - LAST_WORDS_S, grace_s / 2))
+        for predictor in predictors:
+            predictor.stop()  # what still runs is given back
+        await running
+        await store.close()
+
+
+async def _until_stopped(stopped: asyncio.Event, predictors: Sequence[Predictor]) -> None:
+    """Load all models; raises what a load raises, or `EngineFailed` once only a restart can help."""
+    waiting = asyncio.create_task(stopped.wait())
+    loading: set[asyncio.Task[Any]] = {asyncio.create_task(predictor.start_engine()) for predictor in predictors}
+    try:
+        while not waiting.done():
+            done, _ = await asyncio.wait({waiting, *loading}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in done & loading:
+                loading.remove(task)
+                task.result()
+            if not all(predictor.alive for predictor in predictors):
+                raise EngineFailed("the engine has failed; the log has more")
+    finally:
+        waiting.cancel()
+        for predictor in predictors:
+            predictor.drain()  # ends a load
+        await asyncio.gather(*loading, return_exceptions=True)

@@ -1,0 +1,129 @@
+"""Strikes and limits over replicas: two servers and one real Redis, which may fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from predictor.guard.counters import RateLimit, Store, Strikes
+from tests.conftest import left_out
+from tests.guarded import ALICE, BOB, bearer, body, written
+from tests.processes import ServerProcess, free_port, serving
+
+
+class Redis:
+    """A redis-server of the test's own, which keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)],
+            stdout=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, "redis-server did not start"
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Redis]:
+    if shutil.which("redis-server") is None:
+        left_out("redis-server is not installed")
+    started = Redis(tmp_path)
+    started.start()
+    yield started
+    started.stop()
+
+
+def ask(server: ServerProcess, key: str, prompt: str = "the word") -> httpx.Response:
+    return server.predict("tiny", body(prompt), headers=bearer(key))
+
+
+def test_replicas_share_strikes_and_limits(shared: Redis, tmp_path: Path, checkpoint: Path) -> None:
+    keys = written(tmp_path / "keys", f"alice:{ALICE}\nbob:{BOB}\n")
+    banned = written(tmp_path / "banned", "forbidden\n")
+    flags = ["--model", f"tiny={checkpoint}", "--jobs", shared.url, "--api-keys", keys, "--banned", banned]
+    flags += ["--strikes", "2", "--rate-limit", "4"]
+    with serving(tmp_path / "log 1", *flags) as first, serving(tmp_path / "log 2", *flags) as second:
+        for server in (first, second):
+            server.wait_until_ready("tiny")
+        for server in (first, second):
+            assert "banned_prompt" in ask(server, ALICE, "the forbidden").json()["error"]
+        for server in (first, second):
+            refused = ask(server, ALICE)
+            assert refused.status_code == 403
+            assert "too_many_strikes" in refused.json()["error"]
+        assert [ask(server, BOB).status_code for server in (first, second, first, second)] == [200] * 4
+        assert [ask(server, BOB).status_code for server in (first, second)] == [429] * 2
+
+        # Nothing that tells a key or a prompt is in the store.
+        kept = redis.Redis(port=shared.port)
+        stored = b"".join(kept.keys())
+        kept.close()
+        assert b"bob" in stored
+        assert BOB.encode() not in stored
+        assert b"forbidden" not in stored
+
+        shared.stop()
+        # Each replica now counts for itself: neither shuts everybody out, nor lets a banned prompt in.
+        for server in (first, second):
+            assert ask(server, BOB).status_code == 200
+            assert ask(server, BOB, "the forbidden").status_code == 403
+        for server in (first, second):
+            server.terminate()
+            assert server.wait() == 0
+    for log in ("log 1", "log 2"):
+        text = (tmp_path / log).read_text()
+        assert "this process counts for itself" in text
+        assert ALICE not in text
+
+
+async def test_a_redis_that_comes_back_counts_again(
+    shared: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("predictor.guard.counters._REDIS_PAUSE_S", 0.2)
+    store = Store(shared.url)
+    strikes, limit = Strikes(store, 1, 60), RateLimit(store, 1)
+    await strikes.add("a")
+    assert await limit.take("a") is None
+    other = Store(shared.url)
+    assert await Strikes(other, 1, 60).out("a"), "another replica knows"
+
+    shared.stop()
+    with caplog.at_level(logging.WARNING):
+        assert not await strikes.out("a")
+        assert await limit.take("a") is None
+        assert await limit.take("a") is not None
+    assert len(caplog.records) == 1, "within the pause it is not asked again"
+
+    shared.start()
+    await asyncio.sleep(0.25)
+    await strikes.add("b")
+    assert await Strikes(other, 1, 60).out("b")
+    for each in (store, other):
+        await each.close()
