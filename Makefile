@@ -20,6 +20,7 @@ TORCH_INDEX ?=
 
 AITEXTGEN_VENV := .venv-aitextgen
 PEERS_VENV := .venv-peers
+GUIDELLM_VENV := .venv-guidellm
 UV_VENV := .venv-uv
 SBOM_VENV := .venv-sbom
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -28,7 +29,7 @@ CONTAINER ?= $(shell command -v podman || command -v docker || echo podman)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check manifests format aitextgen-env bench-peers constraints image image-cpu image-gpu image-digests sbom clean
+.PHONY: help setup run test check manifests format aitextgen-env guidellm-env bench-peers constraints image image-cpu image-gpu image-digests sbom clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +58,8 @@ format: setup ## Format the code and apply the safe fixes
 	$(VENV)/bin/ruff format
 
 aitextgen-env: $(AITEXTGEN_VENV)/.ready ## Make the environment of the original system, for --backend aitextgen
+
+guidellm-env: $(GUIDELLM_VENV)/.ready ## Make the environment of GuideLLM, which measures a server in a test
 
 bench-peers: setup aitextgen-env $(PEERS_VENV)/.ready ## Measure other engines beside ours: hours, on a machine left alone
 	status=0; for shape in $(SHAPES); do \
@@ -105,7 +108,7 @@ sbom: $(SBOM_VENV)/bin/syft ## Write the SBOM of the CPU image, Debian and Pytho
 	rm build/image.tar
 
 clean: ## Remove the environments and the caches
-	rm -rf $(VENV) $(AITEXTGEN_VENV) $(PEERS_VENV) $(UV_VENV) $(SBOM_VENV) build predictor/model/*/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AITEXTGEN_VENV) $(PEERS_VENV) $(GUIDELLM_VENV) $(UV_VENV) $(SBOM_VENV) build predictor/model/*/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 
@@ -134,6 +137,13 @@ $(AITEXTGEN_VENV)/.ready: pyproject.toml constraints-aitextgen.txt
 	$(@D)/bin/python -m pip install 'pip<24.1'
 	$(pip_install_torch) --constraint constraints-aitextgen.txt
 	$(@D)/bin/python -m pip install --constraint constraints-aitextgen.txt --editable '.[aitextgen]'
+	touch $@
+
+# Of our constraints only torch's: GuideLLM wants an older click.
+$(GUIDELLM_VENV)/.ready: constraints.txt
+	$(make_venv)
+	$(pip_install_torch) --constraint constraints.txt
+	$(@D)/bin/python -m pip install guidellm==0.8.1
 	touch $@
 
 # llama.cpp is compiled for the CPU it runs on.

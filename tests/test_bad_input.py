@@ -215,7 +215,6 @@ def test_there_are_sixty_cases_and_their_names_differ() -> None:
         ("POST", PREDICT, {"content-type": "application/json; charset=utf-16"}, v1(), 415, "utf-16"),
         ("POST", PREDICT, {"content-encoding": "gzip"}, v1(), 415, "gzip"),
         ("POST", "/v1/models/tiny:explain", {}, b"{}", 501, "explain"),
-        ("POST", "/v2/models/tiny/infer", {}, b"{}", 501, "V2"),
         ("POST", "/v2/repository/models/tiny/unload", {}, b"", 403, "off"),
         ("POST", "/v2/repository/models/tiny/load", {}, b"", 403, "off"),
     ],
