@@ -22,12 +22,12 @@ from predictor.server.middleware import Boundary
 from predictor.settings import Settings
 
 
-def older_server(predictor: Any, **changes: Any) -> FastAPI:
+async def admit_all(request: Request, exchange: Exchange, model: Any) -> None:
+    pass
+
+
+def older_server(predictor: Any, admit: Any = admit_all, **changes: Any) -> FastAPI:
     """The older routes over a loaded model, and nothing else."""
-
-    async def admit(request: Request, exchange: Exchange, model: Any) -> None:
-        pass
-
     models = ModelRepository()
     models.update(predictor)
     given = predictor.settings.model_dump() | changes

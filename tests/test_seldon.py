@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from google.protobuf import json_format, struct_pb2
 from prometheus_client import REGISTRY
 
+from predictor.errors import RateLimited
 from predictor.server.seldon import _MAX_REVISIONS
 from tests.older_bodies import by_v1
 from tests.older_bodies import untouched as untouched  # a fixture
@@ -272,6 +273,19 @@ async def test_a_wrong_feedback_is_refused_and_counts_nothing(client: httpx.Asyn
 @pytest.mark.parametrize("reward", [b"NaN", b"Infinity", b"1e400"])
 async def test_a_reward_that_is_not_finite_is_refused(client: httpx.AsyncClient, reward: bytes) -> None:
     error_of(await client.post("/send-feedback", content=b'{"reward": ' + reward + b"}"))
+
+
+async def test_a_caller_who_is_not_admitted_sends_no_reward(predictor: Any) -> None:
+    async def admit(*_: object) -> None:
+        raise RateLimited("at most 1 requests a minute", 7)
+
+    before = rewards()
+    app = older_server(predictor, admit)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await send(client, {"reward": 1})
+    assert "a minute" in error_of(response, 429)
+    assert response.headers["retry-after"] == "7"
+    assert rewards() == before
 
 
 @pytest.fixture

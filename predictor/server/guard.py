@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # What answers without a key: probes, metrics, and pages that hold no secret. Loading and unloading ask for the admin's.
 _OPEN = re.compile(
-    r"/(v2/health/(ready|live)|v1/models/[^/]+|v2/models/[^/]+(/versions/[^/]+)?/ready|metrics|ui/?|docs(/[^/]+)?"
+    r"/(health|v2/health/(ready|live)|v1/models/[^/]+|v2/models/[^/]+(/versions/[^/]+)?/ready|metrics|ui/?|docs(/[^/]+)?"
     r"|openapi\.json)"
 )
 # Where an error looks as OpenAI's does.
