@@ -90,7 +90,8 @@ def ended(server: ServerProcess, url: str) -> dict[str, Any]:
 
 
 def test_a_server_that_is_killed_in_mid_job_answers_it_after_its_restart(checkpoint: Path, tmp_path: Path) -> None:
-    flags = ["--model", f"tiny={checkpoint}", "--jobs", f"sqlite:///{tmp_path}/jobs.sqlite3", "--job-concurrency", "2"]
+    kept = f"sqlite:///{tmp_path}/jobs.sqlite3"
+    flags = ["--model", f"tiny={checkpoint}", "--jobs", kept, "--job-concurrency", "2", "--grace-period-s", "2"]
     with serving(tmp_path / "first", *flags) as server:
         server.wait_until_ready("tiny")
         urls = [begin(server, body(number), **{"Idempotency-Key": f"key {number}"}) for number in range(3)]
@@ -107,7 +108,7 @@ def test_a_server_that_is_killed_in_mid_job_answers_it_after_its_restart(checkpo
             assert told["result"] == server.predict("tiny", body(number)).json()
             assert told["progress"] == {"tokens": 2 * TOKENS, "of": 2 * TOKENS}
         assert server.metric("predictor_jobs_total", 'status="succeeded"') == 3
-        # What runs when the server is told to stop is given back, and the process ends at once with 0.
+        # What has not ended within the grace period is given back, and the process ends with 0.
         endless = begin(server, ENDLESS)
         wait_for(lambda: server.get(endless).json()["progress"]["tokens"] > 0, "progress")
         server.terminate()

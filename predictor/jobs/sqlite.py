@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from typing import TypeVar
 
 from predictor.errors import QueueFull
 from predictor.jobs.job import MAX_STARTS, WORKERS_DIED, Job
+from predictor.jobs.sqlite_file import open_database
 from predictor.jobs.store import KeyReused, Progress, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -25,23 +24,6 @@ T = TypeVar("T")
 
 _COLUMNS = "id, model, form, body, digest, webhook, status, tokens, of, result, error, starts, delivery"
 _NAMES = _COLUMNS.split(", ")
-
-_SCHEMA = """
-PRAGMA locking_mode = EXCLUSIVE; -- one process per file: what is running there and not here died with its process
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL; -- 202 is answered when the disk has the job
-PRAGMA secure_delete = ON; -- prompts leave the file with their jobs
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, key TEXT UNIQUE, model TEXT NOT NULL,
-    form TEXT NOT NULL, body TEXT NOT NULL, digest TEXT NOT NULL, webhook TEXT, status TEXT NOT NULL,
-    tokens INTEGER NOT NULL, of INTEGER, result TEXT, error TEXT, starts INTEGER NOT NULL, delivery TEXT, expires REAL
-);
-CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
-CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (expires) WHERE expires IS NOT NULL;
-UPDATE jobs SET status = 'queued', tokens = 0 WHERE status = 'running';
-COMMIT;
-"""
 
 
 class SQLiteStore:
@@ -118,7 +100,7 @@ class SQLiteStore:
             if self._database is None:
                 if not create and not self._path.exists():
                     return None
-                self._database = _open(self._path)
+                self._database = open_database(self._path)
             # `with` commits, or rolls back what an error left half done.
             with self._database as database:
                 database.execute("BEGIN IMMEDIATE")
@@ -126,7 +108,7 @@ class SQLiteStore:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if "locked" in str(error):
                 raise StoreUnavailable("another process has the job store's file open; try again") from error
             logger.error("the job store's file: %s", error)
@@ -200,33 +182,6 @@ class SQLiteStore:
             (job.status, job.result, job.error, job.tokens, job.of, time.time() + self._expiry_s, job.id),
         )
         return changed.rowcount == 1
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """The database, readable for its owner alone, whose folder others cannot have prepared."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = path.parent.lstat()
-        # In a folder of someone else's, or one that others write to, the file could be swapped.
-        if folder.st_uid != os.getuid() or not stat.S_ISDIR(folder.st_mode) or folder.st_mode & 0o022:
-            raise StoreUnavailable("the job store's folder belongs to someone else, or others may write to it")
-        # SQLite gives its write-ahead log the mode of the file.
-        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.fchmod(file, 0o600)
-        finally:
-            os.close(file)
-    except OSError as error:
-        logger.error("the job store's file: %s", error)
-        raise StoreUnavailable from error
-    # Autocommit: transactions begin where this module says so.
-    database = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
-    try:
-        database.executescript(_SCHEMA)
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
 
 
 def _job(row: Sequence[object] | None) -> Job | None:
