@@ -90,7 +90,8 @@ def _add(draw: random.Random, body: Any) -> None:
     container = draw.choice(containers)
     if isinstance(container, dict):
         other = draw.choice(list(VALID.values()))
-        container[draw.choice([*other, "stream", "n", "x", "", "timeout_s", "__class__"])] = copy.deepcopy(draw.choice(STRANGE))
+        key = draw.choice([*other, "stream", "n", "x", "", "timeout_s", "__class__"])
+        container[key] = copy.deepcopy(draw.choice(STRANGE))
     else:
         container.append(copy.deepcopy(draw.choice(STRANGE)))
 

@@ -494,6 +494,15 @@ async def test_a_worker_without_jobs_is_forgotten(
     await _vanish(busy)
 
 
+async def test_a_worker_that_leaves_with_a_job_leaves_it_to_be_taken_over(open_redis: Open) -> None:
+    async with opened(open_redis) as first:
+        kept = await first.add(job(), None)
+        await taken(first)
+    async with opened(open_redis, idle_s=0.01) as second:
+        await asyncio.sleep(0.02)
+        assert (await taken(second)).id == kept.id
+
+
 def test_an_address_that_is_none_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="--jobs"):
         open_store(load_settings({"jobs": "redis://127.0.0.1:port/0"}))

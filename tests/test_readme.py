@@ -9,11 +9,12 @@ import pytest
 
 from predictor.protocols import v1
 from predictor.protocols.parameters import Parameters
+from predictor.protocols.wire import Limits
 from predictor.settings import Settings, flag
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-LIMITS = v1.Limits(max_instances=64, max_timeout_s=300)
+LIMITS = Limits(max_instances=64, max_timeout_s=300)
 
 
 def test_the_sample_shown_is_the_sample() -> None:
@@ -35,7 +36,7 @@ def test_the_parameter_table_names_every_parameter_and_no_other() -> None:
     table = README[README.index("| parameter (alias)") :].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines()[2:])))
     aliases = {"max_tokens", "num_return_sequences"}
-    assert named == (set(Parameters.model_fields) - {"stream"}) | aliases
+    assert named == set(Parameters.model_fields) | aliases
 
 
 def test_the_files_and_targets_it_names_exist() -> None:
@@ -46,7 +47,7 @@ def test_the_files_and_targets_it_names_exist() -> None:
         assert (ROOT / path).exists() or path == "models/mine", path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md", "docs/architecture.md", "docs/protocols.md"])
 def test_the_flags_it_names_are_flags(page: str) -> None:
     known = {flag(name) for name in Settings.model_fields}
     text = (ROOT / page).read_text()
