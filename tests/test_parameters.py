@@ -234,8 +234,9 @@ def test_an_alias_means_its_field(alias: str, name: str, value: int) -> None:
     assert error.param == alias
 
 
-def test_streaming_is_refused_by_name_rather_than_ignored() -> None:
-    assert_refused("stream", True)
+def test_stream_is_a_boolean() -> None:
+    assert parse_parameters({"stream": True}, "parameters", MAX_TIMEOUT_S).stream
+    assert_refused("stream", 1)
 
 
 def test_the_message_says_which_object_is_wrong() -> None:

@@ -14,7 +14,8 @@ from kserve.model_server import app
 
 from predictor.server.errors import add_error_handlers
 from predictor.server.middleware import Boundary
-from predictor.server.predictor import LAST_STEP_S, Predictor
+from predictor.server.predictor import Predictor
+from predictor.server.resident import LAST_STEP_S
 from predictor.server.routes import add_routes
 from predictor.settings import Settings
 
