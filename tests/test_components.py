@@ -47,7 +47,7 @@ TOGETHER = (
     "h100+monitoring+security+rollout+pipeline+jobs+canary",
     "a100+model-cache/hf+canary+scale-to-zero",
     "monitoring+rollout+jobs+canary",
-    "standard+monitoring+security",
+    "standard+monitoring+security+api-keys",
     "rollout+model-cache/download+canary+cpu",
     "scale-to-zero+monitoring+cpu",
 )
