@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from kserve import ModelRepository
 
 from predictor.server.errors import add_error_handlers
-from predictor.server.middleware import Boundary
 from predictor.server.routes import add_routes
 from predictor.settings import load_settings
 
@@ -47,7 +46,6 @@ async def guarded(predictor: Any, folder: Path, **settings: Any) -> AsyncIterato
     jobs = {"jobs": f"sqlite:///{folder}/jobs.db"}
     add_routes(app, models, load_settings({"model": "tiny=/nowhere"} | jobs | settings))
     add_error_handlers(app)
-    app.add_middleware(Boundary)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test"
     ) as client:

@@ -94,9 +94,9 @@ def test_the_default_top_k_is_cut_to_a_small_vocabulary(predictor: Any, monkeypa
     # nanoGPT's own checkpoints may know 65 characters.
     model = predictor.language_model()
     (request,) = parse({"prompt": "a"}, LIMITS, "tiny").requests
-    assert model.prepare(request).params.top_k == 200
+    assert model.preparer.prepare(request).params.top_k == 200
     monkeypatch.setattr(model.backend, "vocabulary", 65)
-    assert model.prepare(request).params.top_k == 65
+    assert model.preparer.prepare(request).params.top_k == 65
 
 
 async def test_only_the_default_of_500_tokens_is_cut_to_the_context(client: httpx.AsyncClient, untouched: None) -> None:

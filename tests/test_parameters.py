@@ -311,7 +311,7 @@ def prepared(prompt: str, fields: dict[str, Any], vocabulary: int = VOCABULARY, 
         tokenizer=byte_tokenizer(), context=CONTEXT, vocabulary=vocabulary, check=lambda params: None
     )
     request = parse(fields).request(prompt, "instances[0]")
-    return LanguageModel(backend).prepare(replace(request, **changes))
+    return LanguageModel(backend).preparer.prepare(replace(request, **changes))
 
 
 def test_by_default_64_new_tokens_or_what_the_context_leaves() -> None:
@@ -363,7 +363,7 @@ def test_a_prompt_must_leave_room_for_one_token() -> None:
 
 
 def test_an_empty_prompt_is_the_end_of_text_token() -> None:
-    assert prepared("", {}).prompt_ids == [0]
+    assert prepared("", {}).prompt.ids == [0]
 
 
 def test_a_total_length_is_what_the_prompt_leaves_of_it_and_is_capped_at_the_context() -> None:
@@ -398,7 +398,7 @@ def test_sliding_ends_at_sixteen_contexts(field: str) -> None:
 def test_a_prompt_past_the_context_slides_up_to_sixteen_contexts() -> None:
     for length in (CONTEXT - 1, CONTEXT, CONTEXT + 1, LONGEST - 64):
         ready = prepared("a" * length, SLIDE)
-        assert (len(ready.prompt_ids), ready.params.max_new_tokens) == (length, 64)
+        assert (len(ready.prompt.ids), ready.params.max_new_tokens) == (length, 64)
     assert prepared("a" * (LONGEST - 1), SLIDE).params.max_new_tokens == 1
     for length in (LONGEST, LONGEST + 1, 100_000):
         with pytest.raises(InvalidRequest, match=r"instances\[0\].*16 times the context of 128") as caught:

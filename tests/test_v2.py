@@ -170,7 +170,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("a shape of two columns", wrong_input(shape=[1, 2]), "inputs[0].shape"),
     ("a shape of three dimensions", wrong_input(shape=[1, 1, 1]), "inputs[0].shape"),
     ("a shape of too many rows", wrong_input(shape=[9], data=["a"] * 9), "1 to 8 rows"),
-    ("a shape of floats", wrong_input(shape=[1.0]), "shape[0]"),
+    ("a shape of floats", wrong_input(shape=[1.0]), "inputs[0].shape"),
     ("a negative shape", wrong_input(shape=[-1]), "inputs[0].shape"),
     ("a shape past any integer", wrong_input(shape=[10**30]), "inputs[0].shape"),
     ("fewer elements than the shape", wrong_input(shape=[2]), "inputs[0].data must hold 2"),

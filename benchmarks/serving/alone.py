@@ -101,8 +101,8 @@ class Alone:
         self._prepared = {}
         for ask in asks:
             (row,) = v1.parse(json.loads(ask.body), self._limits).rows
-            prepared = self._language_model.prepare(row.request)
-            self._prepared[ask] = (prepared.prompt_ids, prepared.params)
+            prepared = self._language_model.preparer.prepare(row.request)
+            self._prepared[ask] = (prepared.prompt.ids, prepared.params)
 
     def _as_text(self, run: Run) -> Run:
         """The same run with texts for ids, so that it can be compared with the server's; not timed."""

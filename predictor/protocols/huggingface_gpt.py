@@ -12,9 +12,10 @@ import binascii
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from predictor.errors import InvalidRequest, PredictorError, Unprocessable
+from predictor.errors import InvalidRequest, Unprocessable
 from predictor.protocols.older import LENGTHS, OF_OUR_ANSWERS, object_of, positive, sampling
 from predictor.protocols.strict_json import printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat
@@ -47,7 +48,7 @@ class Sentences(Exchange):
 
 def wire_format(model: str) -> WireFormat:
     """The format of a server whose first model is `model`: no body names one."""
-    return WireFormat("huggingface-gpt", lambda body, limits: parse(body, limits, model), error=_error)
+    return WireFormat("huggingface-gpt", lambda body, limits: parse(body, limits, model))
 
 
 def parse(body: Any, limits: Limits, model: str) -> Sentences:
@@ -62,7 +63,8 @@ def parse(body: Any, limits: Limits, model: str) -> Sentences:
             f"num_return_sequences must be 1 where do_sample is false, since all would be the same, got {parameters.n}",
             param="num_return_sequences",
         )
-    return Sentences(parameters.request(prompt, "text", max_total_tokens=length), model)
+    request = replace(parameters.request(prompt, "text", max_total_tokens=length), total_name="max_length")
+    return Sentences(request, model)
 
 
 def _prompt(fields: Mapping[str, Any]) -> str:
@@ -97,10 +99,3 @@ def _top_p(value: Any) -> Any:
             f"top_p must be a share in (0, 1] or an integer per cent up to 100, got {printable(value)}", param="top_p"
         )
     return value / 100
-
-
-def _error(error: PredictorError) -> dict[str, str]:
-    message = str(error)
-    if isinstance(error, InvalidRequest) and error.param == "length":  # V1's name for the total
-        message = message.replace("length", "max_length", 1)
-    return {"error": message}

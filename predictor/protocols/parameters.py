@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.strict_json import printable
@@ -18,8 +18,12 @@ MAX_LOGIT_BIAS = 1_024
 MAX_LOGPROBS = 20
 MAX_SAMPLES = 16
 
+_MAX_FIELDS = 100  # there are some twenty
+
 # Aliases that other APIs' users write, and our name for them.
 _ALIASES = {"max_tokens": "max_new_tokens", "num_return_sequences": "n"}
+
+_MOST = {"stop": MAX_STOPS, "bad_words": MAX_BAD_WORDS, "logit_bias": MAX_LOGIT_BIAS}
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -41,9 +45,11 @@ class Parameters(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=MAX_LOGIT_BIAS)
-    bad_words: list[_Text] = Field([], max_length=MAX_BAD_WORDS)
-    stop: list[_Text] = Field([], max_length=MAX_STOPS)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, json_schema_extra={"maxProperties": MAX_LOGIT_BIAS}
+    )
+    bad_words: list[_Text] = Field([], json_schema_extra={"maxItems": MAX_BAD_WORDS})
+    stop: list[_Text] = Field([], json_schema_extra={"maxItems": MAX_STOPS})
     seed: int | None = Field(None, ge=0, le=2**64 - 1)
     n: int = Field(1, ge=1, le=MAX_SAMPLES, validation_alias=AliasChoices("n", "num_return_sequences"))
     ignore_eos: bool = False
@@ -57,6 +63,15 @@ class Parameters(BaseModel):
     @classmethod
     def _one_stop(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    # Before each element is looked at, of which pydantic would tell the faults of all.
+    @field_validator("stop", "bad_words", "logit_bias", mode="before")
+    @classmethod
+    def _not_too_many(cls, value: Any, info: ValidationInfo) -> Any:
+        most = _MOST[str(info.field_name)]
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"must have at most {most} items, not {len(value)}")
+        return value
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -111,6 +126,8 @@ def parse_parameters(fields: Mapping[str, Any], where: str, max_timeout_s: float
     for alias, name in _ALIASES.items():
         if alias in fields and name in fields:
             raise InvalidRequest(f"{where}: {alias} and {name} mean the same; give one", param=alias)
+    if len(fields) > _MAX_FIELDS:
+        raise InvalidRequest(f"{where} must have at most {_MAX_FIELDS} fields, got {len(fields)}")
     for key, value in fields.items():
         if value is None:
             raise InvalidRequest(f"{where}.{key} must not be null; leave it out for its default", param=key)

@@ -79,7 +79,7 @@ class _RequestInput(BaseModel):
 
     name: str
     datatype: str
-    shape: list[int]
+    shape: list[Any]
     data: list[Any] | None = None
     parameters: dict[str, Any] | None = None
 
@@ -184,7 +184,11 @@ def check(kind: type[_Checked], value: Any, where: str) -> _Checked:
 def _prompts(given: _RequestInput, raw_size: Any, raw: bytes, limits: Limits) -> list[str]:
     """The elements of the input, from its JSON or from what follows the JSON."""
     shape, most = given.shape, limits.max_instances
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= most:
+    if len(shape) not in (1, 2) or any(type(size) is not int for size in shape) or shape[1:] not in ([], [1]):
+        rows = 0
+    else:
+        rows = shape[0]
+    if not 1 <= rows <= most:
         raise InvalidRequest(
             f"inputs[0].shape must be [rows] or [rows, 1] with 1 to {most} rows, got {printable(shape)}", param="inputs"
         )
@@ -202,7 +206,7 @@ def _prompts(given: _RequestInput, raw_size: Any, raw: bytes, limits: Limits) ->
             f"{JSON_LENGTH}, got {printable(raw_size)}",
             param="binary_data_size",
         )
-    return read_strings(raw, shape[0], INPUT)
+    return read_strings(raw, rows, INPUT)
 
 
 def _outputs(asked: list[Any], binary: bool, parameters: Parameters) -> dict[str, bool]:

@@ -48,7 +48,6 @@ def make_router(ask: Asker) -> APIRouter:
         """OpenAI's completions, whole or as server-sent events; further fields are our parameters by our names."""
         return await ask(request, COMPLETIONS)
 
-    # What the document shows first is what an example is answered with.
     @router.post("/v1/chat/completions", **chat)
     @router.post("/openai/v1/chat/completions", **chat)
     async def converse(request: Request) -> Response:

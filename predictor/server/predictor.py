@@ -16,6 +16,7 @@ from predictor.observability import (
     TIME_TO_FIRST_TOKEN_SECONDS,
 )
 from predictor.protocols.wire import Exchange, Limits, WireFormat
+from predictor.server.body import aside
 from predictor.server.events import Events
 from predictor.server.resident import Resident
 from predictor.settings import NamedModel, Settings
@@ -30,6 +31,7 @@ class Asked:
 
     form: WireFormat
     body: Any
+    size_bytes: int  # as it was sent
     admit: Callable[[Exchange], Awaitable[None]]  # raises to refuse
 
 
@@ -49,7 +51,7 @@ class Predictor(Resident):
 
     async def preprocess(self, payload: Asked, headers: dict[str, str] | None = None) -> Checked:
         """A parsed body into a checked request."""
-        exchange = payload.form.parse(payload.body, self._limits)
+        exchange = await aside(payload.size_bytes, payload.form.parse, payload.body, self._limits)
         await payload.admit(exchange)
         return payload.form, exchange
 

@@ -155,8 +155,12 @@ class Resident(kserve.Model):  # type: ignore[misc]  # kserve ships no types
         cancel = self._cancel_load
         with LogProgress(f"loading {self.name}") as progress:
             backend = open_backend(settings.backend, options, progress, cancel)
+        try:
+            self._language_model = LanguageModel(backend)
+        except BaseException:
+            backend.stop()
+            raise
         watch(self.labels, backend, settings.backend)
-        self._language_model = LanguageModel(backend)
         if cancel.is_set():  # looked at after the assignment: a stop finds the model, or is found here
             backend.stop()
             raise LoadCancelled("told to stop while loading")

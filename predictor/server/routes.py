@@ -1,4 +1,4 @@
-"""All routes of ours; they stand before KServe's, which serves the rest (/metrics, /v2 and its metadata)."""
+"""All routes of ours; they stand before KServe's, which serves the rest (/metrics)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from predictor.server.ask import Asker
 from predictor.server.cors import add_cors
 from predictor.server.docs import add_docs
 from predictor.server.guard import Guard, KeyCheck
+from predictor.server.middleware import Boundary
 from predictor.settings import Settings
 
 
@@ -25,5 +26,6 @@ def add_routes(app: FastAPI, models: ModelRepository, settings: Settings) -> Non
     add_docs(app, routers, ask)
     if guard.keys is not None:
         app.add_middleware(KeyCheck, keys=guard.keys)
-    if settings.cors:  # around the keys: a browser reads a 401 too, and asks before it sends one
+    app.add_middleware(Boundary)
+    if settings.cors:  # around all: a browser reads errors too, and asks before it sends a key
         add_cors(app, settings.cors)

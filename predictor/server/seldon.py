@@ -12,6 +12,7 @@ from predictor.observability import FEEDBACK_REWARD
 from predictor.protocols import seldon
 from predictor.protocols.strict_json import printable
 from predictor.server.ask import Asker
+from predictor.server.body import aside
 from predictor.server.errors import answer
 from predictor.server.openapi import documented
 from predictor.settings import knative_revision
@@ -62,7 +63,8 @@ def mount_seldon(router: APIRouter, ask: Asker) -> None:
         """A `reward` from 0 to 1 goes into the metric `predictor_feedback_reward`; the messages are not kept."""
         try:
             predictor = ask.find(ask.default_model)
-            told = seldon.parse_feedback(await ask.read(request, form, predictor), predictor.name)
+            body, size_bytes = await ask.read(request, form, predictor)
+            told = await aside(size_bytes, seldon.parse_feedback, body, predictor.name)
             await ask.admit(request, told, predictor)
             revision = _rewarded(told.revision, knative_revision(), revisions)
         except Exception as error:  # as `ask` answers it

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from kserve.model_server import app
 
 from predictor.server.errors import add_error_handlers
-from predictor.server.middleware import Boundary
 from predictor.server.predictor import Predictor
 from predictor.server.resident import LAST_STEP_S
 from predictor.server.routes import add_routes
@@ -41,7 +40,6 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         app.router.default_response_class = JSONResponse
         add_routes(app, self.registered_models, settings)
         add_error_handlers(app)
-        app.add_middleware(Boundary)
 
     def register_signal_handler(self) -> None:
         """KServe's handler needs a running event loop and fails before there is one; ours only sets flags.

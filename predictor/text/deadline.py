@@ -19,11 +19,11 @@ class Deadline:
         self.timeout_s = timeout_s
         self._end = time.monotonic() + timeout_s
 
-    async def hold(self, work: Coroutine[Any, Any, T], name: str) -> T:
-        """Await `work`, or cancel it and raise `DeadlineExceeded` when the time is over."""
+    async def hold(
+        self, work: Coroutine[Any, Any, T], name: str, advice: str = "ask for fewer tokens or a longer timeout_s"
+    ) -> T:
+        """Await `work`, or cancel it and raise `DeadlineExceeded`, with `advice`, when the time is over."""
         try:
             return await asyncio.wait_for(work, max(0.0, self._end - time.monotonic()))
         except asyncio.TimeoutError as error:
-            raise DeadlineExceeded(
-                f"{name} took longer than {self.timeout_s:g} s; ask for fewer tokens or a longer timeout_s"
-            ) from error
+            raise DeadlineExceeded(f"{name} took longer than {self.timeout_s:g} s; {advice}") from error

@@ -49,7 +49,8 @@ class TextRequest:
     prompt_ids: tuple[int, ...] | None = None  # the prompt as token ids, for clients that encode it themselves
     max_new_tokens: int | None = None  # None: the default; 0, with `prompt_logprobs`: score alone
     default_max_new_tokens: int = 64  # where `max_new_tokens` is None; cut to what the context leaves
-    max_total_tokens: int | None = None  # prompt included; capped at what may be asked for (the older body's `length`)
+    max_total_tokens: int | None = None  # prompt included; capped at what may be asked for
+    total_name: str = "length"  # what the client calls that
     context_overflow: ContextOverflow = "error"
     min_new_tokens: int = 0
     temperature: float = 0.7  # 0 = greedy

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from predictor.engine.params import FinishReason, SamplingParams, Scored, Token
+from predictor.engine.params import FinishReason, SamplingParams, Token
 from predictor.engine.stream import TokenStream
-from predictor.text.detokenizer import new_detokenizer, text_offsets
-from predictor.text.request import Completion, EndToken, LogProb, PromptToken, TextDelta, TextRequest
+from predictor.text.detokenizer import new_detokenizer
+from predictor.text.prompt import Prompt
+from predictor.text.request import Completion, EndToken, LogProb, PromptToken, TextDelta
 from predictor.text.stop import StopMatcher
 from predictor.text.vocabulary import Vocabulary
 
@@ -19,24 +20,22 @@ class TextStream(AsyncIterator[TextDelta]):
         self,
         vocabulary: Vocabulary,
         tokens: TokenStream,
-        request: TextRequest,
-        prompt_ids: list[int],
+        stops: Sequence[str],
+        prompt: Prompt,
         params: SamplingParams,
         sample: int,
         dtype: str,
-        empty_prompt: bool = False,
     ) -> None:
-        """`prompt_ids`: what the model sees; of an `empty_prompt` a token to begin with."""
-        self.prompt_tokens = len(prompt_ids)
+        self.prompt_tokens = len(prompt.ids)
         self.dtype = dtype
         self.seed = (params.seed + sample) % 2**64
         self._vocabulary = vocabulary
-        self._request, self._prompt_ids, self._empty_prompt = request, prompt_ids, empty_prompt
+        self._prompt = prompt
         self._tokens = tokens
         self.timing = tokens.timing
         self._params = params
-        self._detokenizer = new_detokenizer(vocabulary, prompt_ids)
-        self._stop = StopMatcher(request.stop)
+        self._detokenizer = new_detokenizer(vocabulary, prompt.ids)
+        self._stop = StopMatcher(stops)
         self.completion_tokens = 0  # so far
         self._characters = 0  # that are whole so far
         # As a completion's, from the first delta on.
@@ -47,8 +46,7 @@ class TextStream(AsyncIterator[TextDelta]):
     @property
     def prompt_text(self) -> str:
         """The prompt as it was sent, or what the ids that were sent stand for, special tokens by their names."""
-        request = self._request
-        return request.prompt if request.prompt_ids is None else self._vocabulary.decode(request.prompt_ids)
+        return self._prompt.text
 
     async def __anext__(self) -> TextDelta:
         if self.finish_reason is not None:
@@ -70,7 +68,7 @@ class TextStream(AsyncIterator[TextDelta]):
     def _delta(self, token: Token) -> TextDelta:
         text, reason, offset = "", token.finish_reason, self._characters
         if token.prompt_logprobs is not None:
-            self.prompt_logprobs = self._of_prompt(token.prompt_logprobs)
+            self.prompt_logprobs = self._prompt.tokens(token.prompt_logprobs)
         if not token.is_end:
             self.completion_tokens += 1
             text = self._detokenizer.push(token.id)
@@ -97,19 +95,8 @@ class TextStream(AsyncIterator[TextDelta]):
             return None
         return EndToken(logprob, self._alternatives(token))
 
-    def _alternatives(self, token: Token | Scored) -> tuple[LogProb, ...]:
+    def _alternatives(self, token: Token) -> tuple[LogProb, ...]:
         return tuple(LogProb(i, self._vocabulary.show(i), logprob) for i, logprob in token.top_logprobs)
-
-    def _of_prompt(self, scored: tuple[Scored, ...]) -> tuple[PromptToken, ...]:
-        if self._empty_prompt:
-            return ()
-        show, first = self._vocabulary.show, self._prompt_ids[0]
-        offsets = text_offsets(self._vocabulary, self._prompt_ids)[1:]
-        rest = (
-            PromptToken(each.token_id, show(each.token_id), each.logprob, self._alternatives(each), offset)
-            for each, offset in zip(scored, offsets, strict=True)
-        )
-        return (PromptToken(first, show(first), None), *rest)
 
     async def collect(self, on_token: Callable[[], None] | None = None) -> Completion:
         """The whole completion; `on_token` hears of each token."""
