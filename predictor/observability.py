@@ -47,13 +47,13 @@ REQUEST_SECONDS = Histogram(
 )
 TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
     "predictor_time_to_first_token_seconds",
-    "time from a sequence's submission to the engine to its first token, of finished sequences",
+    "time from a sequence's submission to the engine to its first token",
     _LABELS,
     buckets=_bounds(0.001, 34),  # to 93 s
 )
 INTER_TOKEN_SECONDS = Histogram(
     "predictor_inter_token_seconds",
-    "mean time between a sequence's tokens, of finished sequences of two tokens or more",
+    "mean time between a sequence's tokens, of sequences of two tokens or more",
     _LABELS,
     buckets=_bounds(0.0001, 30),  # to 2.3 s
 )

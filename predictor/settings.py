@@ -19,6 +19,8 @@ PREFIX = "PREDICTOR_"
 
 _MODEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
+
 Compat = Literal["cloud-run", "huggingface-gpt", "seldon", "nanogpt"]
 COMPAT: tuple[Compat, ...] = ("cloud-run", "huggingface-gpt", "seldon", "nanogpt")
 
@@ -141,6 +143,19 @@ class Settings(BaseSettings):
             raise ValueError("must give every model a name of its own")
         return value
 
+    @field_validator("compat")
+    @classmethod
+    def _each_once(cls, value: tuple[Compat, ...]) -> tuple[Compat, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("webhook_host")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError("must be a host's name or address, without scheme, port and path, or *")
+        return tuple(host.lower() for host in value)
+
     @field_validator("jobs")
     @classmethod
     def _a_store(cls, value: str | None) -> str | None:
@@ -149,10 +164,13 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _of_one_model(self) -> Settings:
+    def _together(self) -> Settings:
         for name in ("revision", "draft"):
             if getattr(self, name) is not None and len(self.model) > 1:
                 raise ConfigurationError(f"{flag(name)} belongs to one model, and {len(self.model)} are to be served")
+        for name in ("strikes", "strikes_expiry_s"):
+            if name in self.model_fields_set and self.banned is None:
+                raise ConfigurationError(f"{flag(name)} does nothing without --banned; leave it out")
         return self
 
     @property

@@ -30,7 +30,7 @@ def older_server(predictor: Any, admit: Any = admit_all, **changes: Any) -> Fast
     """The older routes over a loaded model, and nothing else."""
     models = ModelRepository()
     models.update(predictor)
-    given = predictor.settings.model_dump() | changes
+    given = predictor.settings.model_dump(exclude_unset=True) | changes
     ask = Asker(models, Settings(**given), admit)
     app = FastAPI()
     app.include_router(compat.make_router(ask))

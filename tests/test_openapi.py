@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -49,19 +50,14 @@ async def test_every_route_of_ours_is_listed_with_a_summary(client: httpx.AsyncC
     listed = {(method, path) for method, path, _ in operations(document)}
     for method, path, operation in operations(document):
         assert operation["summary"], f"{method} {path}"
-    assert {
-        ("POST", "/v1/models/{name}:predict"),
-        ("GET", "/v1/models"),
-        ("POST", "/v2/models/{name}/infer"),
-        ("POST", "/v2/models/{name}/generate_stream"),
-        ("POST", "/v1/completions"),
-        ("POST", "/openai/v1/completions"),
-        ("POST", "/generate"),
-        ("POST", "/predict"),
-        ("POST", "/completions"),
-        ("POST", "/v1/jobs"),
-        ("GET", "/ui"),
-    } <= listed
+    ours = {
+        (method, route.path_format)
+        for route in kserve_app.routes
+        if isinstance(route, APIRoute) and route.endpoint.__module__.startswith("predictor.")
+        for method in route.methods
+    }
+    assert len(listed) > 40
+    assert ours - listed == {("GET", "/docs"), ("GET", "/docs/{file}")}
 
 
 async def test_the_document_names_the_model_that_is_served(client: httpx.AsyncClient) -> None:

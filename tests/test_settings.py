@@ -88,6 +88,8 @@ def test_every_setting_is_tried() -> None:
 def test_every_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, value = SET[name]
     monkeypatch.setenv(PREFIX + name.upper(), text)
+    if name.startswith("strikes"):  # of no use without
+        monkeypatch.setenv("PREDICTOR_BANNED", "banned.txt")
     assert getattr(load_settings({}), name) == value
 
 
@@ -292,6 +294,20 @@ def test_several_models_in_a_variable_are_separated_by_spaces(monkeypatch: pytes
 @pytest.mark.parametrize("name", ["revision", "draft"])
 def test_what_belongs_to_one_model_is_refused_beside_another(name: str) -> None:
     assert flag(name) in refusal({"model": ["a=x", "b=y"], name: "main"})
+
+
+@pytest.mark.parametrize("name", ["strikes", "strikes_expiry_s"])
+def test_strikes_need_banned_prompts(name: str) -> None:
+    assert flag(name) in refusal({name: 5})
+
+
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:8080", "a.example/x", "", "-a"])
+def test_a_webhooks_host_is_a_host(host: str) -> None:
+    assert refusal({"webhook_host": [host]}).startswith("--webhook-host must be a host")
+
+
+def test_an_older_server_that_is_named_twice_is_answered_once() -> None:
+    assert load_settings({"compat": "seldon,nanogpt,seldon"}).compat == ("seldon", "nanogpt")
 
 
 def test_no_older_server_is_answered_when_none_is_named() -> None:

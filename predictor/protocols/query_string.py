@@ -19,18 +19,21 @@ _BOOLEANS = {"true": True, "false": False}
 _MAX_ARGUMENTS = 100  # no body here has as many fields
 
 
-def arguments(query: bytes) -> dict[str, str]:
-    """The arguments by name, percent-decoded; one that stands twice, or is no UTF-8, is `InvalidRequest`."""
+def arguments(query: bytes, where: str = "the query string") -> dict[str, str]:
+    """The arguments by name, percent-decoded; one that stands twice, or is no UTF-8, is `InvalidRequest`.
+
+    `where` is what to call it in a message: a form is encoded alike.
+    """
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_ARGUMENTS)
     except UnicodeError as error:
-        raise InvalidRequest("the query string is not percent-encoded UTF-8") from error
+        raise InvalidRequest(f"{where} is not percent-encoded UTF-8") from error
     except ValueError as error:  # parse_qsl's word for too many
-        raise InvalidRequest(f"the query string must hold at most {_MAX_ARGUMENTS} arguments") from error
+        raise InvalidRequest(f"{where} must hold at most {_MAX_ARGUMENTS} arguments") from error
     found: dict[str, str] = {}
     for name, value in pairs:
         if name in found:
-            raise InvalidRequest(f"the query string has {printable(name)} twice", param=name)
+            raise InvalidRequest(f"{where} has {printable(name)} twice", param=name)
         found[name] = value
     return found
 

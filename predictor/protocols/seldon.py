@@ -187,7 +187,7 @@ def decode(body: bytes, headers: Mapping[str, str]) -> Any:
     declared = headers.get("content-type", "").lower()
     if not (declared.startswith("application/x-www-form-urlencoded") and body.startswith(b"json=")):
         return json_body(body, headers)
-    (name, *others), (message, *_) = zip(*arguments(body).items(), strict=True)
+    (name, *others), (message, *_) = zip(*arguments(body, "the form").items(), strict=True)
     if others:
         raise InvalidRequest(f"the form must have the field {name} alone, got {printable(others)}", param=others[0])
     return strict_json.loads(message.encode())

@@ -101,8 +101,14 @@ class Asker:
 
     async def _ask(self, request: Request, form: WireFormat, predictor: Predictor, body: Any, size_bytes: int) -> Any:
         asked = Asked(form, body, size_bytes, lambda exchange: self.admit(request, exchange, predictor))
-        result, _ = await until_disconnect(request, predictor(asked, headers=dict(request.headers)))
+        answering = predictor(asked, headers=dict(request.headers))
+        result, _ = await until_disconnect(request, answering, _close)
         return result
+
+
+async def _close(answered: tuple[Any, Any]) -> None:
+    if isinstance(answered[0], Events):
+        await answered[0].aclose()
 
 
 def _rendered(result: Any) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from email.message import Message
 from typing import Any, TypeVar
 
@@ -63,13 +63,22 @@ async def aside(size_bytes: int, work: Callable[..., T], *arguments: Any) -> T:
     return work(*arguments) if size_bytes <= _INLINE_BYTES else await asyncio.to_thread(work, *arguments)
 
 
-async def unless(event: Coroutine[Any, Any, None], error: PredictorError, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; when `event` comes first, cancel it, wait until it has let go, and raise `error`."""
-    task, coming = asyncio.ensure_future(work), asyncio.ensure_future(event)
+async def unless(
+    event: Coroutine[Any, Any, None],
+    error: PredictorError,
+    work: Coroutine[Any, Any, T],
+    discard: Callable[[T], Awaitable[None]] | None = None,
+) -> T:
+    """Await `work`; when `event` comes first, cancel it, wait until it has let go, and raise `error`.
+
+    `discard` is given a result that came too late to be returned.
+    """
+    task, coming, taken = asyncio.ensure_future(work), asyncio.ensure_future(event), False
     try:
         await asyncio.wait({task, coming}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise error
+        taken = True
         return task.result()
     finally:
         coming.cancel()
@@ -77,11 +86,15 @@ async def unless(event: Coroutine[Any, Any, None], error: PredictorError, work: 
         while not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=1)
+        if discard is not None and not taken and not task.cancelled() and task.exception() is None:
+            await discard(task.result())
 
 
-async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def until_disconnect(
+    request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], Awaitable[None]] | None = None
+) -> T:
     """Await `work` unless the client goes away; then `Cancelled`. The body must have been read."""
-    return await unless(_disconnected(request), Cancelled("the client went away"), work)
+    return await unless(_disconnected(request), Cancelled("the client went away"), work, discard)
 
 
 async def _disconnected(request: Request) -> None:
