@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     cors: _Several = Field((), description="origin that browsers may call from; * is any; none: CORS is off")
     jobs: str | None = Field(
         None,
-        description="where asynchronous requests are kept: sqlite:///PATH or redis://HOST:PORT/DB; by default a SQLite "
-        "file of this port in the folder for temporary files",
+        description="where asynchronous requests are kept: sqlite:///PATH (one server's) or redis://HOST:PORT/DB (of "
+        "several); by default a SQLite file of this port in the folder for temporary files; none: no /v1/jobs",
     )
     job_concurrency: int = Field(
         4, ge=0, le=4096, description="jobs that this process runs together; 0 leaves all of them to workers"
@@ -159,8 +159,8 @@ class Settings(BaseSettings):
     @field_validator("jobs")
     @classmethod
     def _a_store(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"(sqlite:///|rediss?://).", value):
-            raise ValueError("must be sqlite:///PATH or redis://HOST:PORT/DB")
+        if value is not None and not re.fullmatch(r"none|(sqlite:///|rediss?://).+", value):
+            raise ValueError("must be sqlite:///PATH, redis://HOST:PORT/DB or none")
         return value
 
     @model_validator(mode="after")
@@ -177,6 +177,11 @@ class Settings(BaseSettings):
     def models(self) -> list[NamedModel]:
         """What `model` names, in order; the first is the one of requests that name none."""
         return [NamedModel(*each.split("=", 1)) for each in self.model]
+
+    @property
+    def redis(self) -> str | None:
+        """The address that `jobs` names, if that is a Redis: what replicas share is there."""
+        return self.jobs if self.jobs is not None and self.jobs.startswith(("redis://", "rediss://")) else None
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

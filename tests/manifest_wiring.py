@@ -77,7 +77,7 @@ def _references(objects: list[Json]) -> Iterator[tuple[str, str, str | None]]:
         elif item["kind"] == "LocalModelCache":
             yield from ((user, "LocalModelNodeGroup", group) for group in item["spec"]["nodeGroups"])
     for user, _, container in containers(objects):
-        if url := flags_of(container).get("--jobs"):
+        if (url := flags_of(container).get("--jobs", "none")) != "none":
             yield user, "Service", re.sub(r"redis://([^:]+):6379/0", r"\1", url)
 
 

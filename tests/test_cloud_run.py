@@ -261,3 +261,9 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
 
 async def test_a_get_has_no_body(client: httpx.AsyncClient, untouched: None) -> None:
     assert "no body" in error_of(await client.request("GET", "/?length=3", content=b'{"length": 4}'))
+
+
+async def test_arguments_in_the_body_and_in_the_query_are_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/?length=9", json={"prefix": "a", "length": 2})
+    assert response.status_code == 400
+    assert "query string" in response.json()["error"]

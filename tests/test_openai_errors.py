@@ -139,7 +139,7 @@ async def test_fields_that_contradict_each_other_are_refused(ask: AsyncOpenAI) -
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"max_tokens": 5, "extra_body": {"min_new_tokens": 6}}, "min_new_tokens"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
         ({"echo": True, "logprobs": 1, "extra_body": {"context_overflow": "slide"}}, "context_overflow"),
     ):

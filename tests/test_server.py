@@ -326,3 +326,10 @@ async def test_a_stream_is_the_answer_in_pieces(client: httpx.AsyncClient) -> No
             ended.append((place, event["usage"]["completion_tokens"] <= 12))
     assert texts == {(row, sample): whole[row][sample] for row in range(2) for sample in range(2)}
     assert sorted(ended) == [((row, sample), True) for row in range(2) for sample in range(2)]
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v1/jobs/", "/generate/", "/v2/models/tiny/"])
+async def test_a_slash_too_many_is_no_route_and_leads_nowhere(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path, headers={"host": "elsewhere.example"})
+    assert response.status_code == 404
+    assert "location" not in response.headers

@@ -320,3 +320,13 @@ async def test_a_server_whose_model_loads_lives_and_is_not_ready(
 
 async def test_a_server_with_an_admin_tells_of_its_repository(loading: httpx.AsyncClient) -> None:
     assert "model_repository_extension" in (await loading.get("/v2")).json()["extensions"]
+
+
+async def test_an_output_that_is_named_is_all_that_comes(client: httpx.AsyncClient) -> None:
+    tensor = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["hello"]}
+    asked = {"inputs": [tensor], "parameters": {"logprobs": 1, "max_new_tokens": 2}, "outputs": [{"name": "logprobs"}]}
+    answer = (await client.post(INFER, json=asked)).json()
+    assert [output["name"] for output in answer["outputs"]] == ["logprobs"]
+    refused = await client.post(INFER, json=asked | {"parameters": {"logprobs": 1, "details": True}})
+    assert refused.status_code == 400
+    assert "details" in refused.json()["error"]

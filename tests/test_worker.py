@@ -197,7 +197,7 @@ async def test_past_the_queue_limit_nothing_is_admitted(worker: EngineWorker, fo
     for (stream,) in running:
         await stream.__anext__()
     waiting = [worker.submit([([1], params())]) for _ in range(20)]
-    with pytest.raises(QueueFull, match="20 of at most 20"):
+    with pytest.raises(QueueFull, match="20 prompts wait, 1 more would be past its limit of 20"):
         worker.submit([([1], params())])
     assert worker.load.waiting_requests == 20
     for (stream,) in running:

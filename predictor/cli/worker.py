@@ -1,12 +1,15 @@
-"""`predictor worker`: runs the jobs that servers keep in Redis. No HTTP port."""
+"""`predictor worker`: runs the jobs that servers keep in Redis. It answers no requests."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from predictor.cli.flags import setting, settings_of
 from predictor.errors import ConfigurationError, EngineFailed
@@ -40,13 +43,16 @@ def worker(
     threads: Annotated[int | None, setting("threads")] = None,
     log_level: Annotated[str | None, setting("log_level")] = None,
     log_format: Annotated[str | None, setting("log_format")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="HTTP port of Prometheus' /metrics; by default none.", min=1, max=65535)
+    ] = None,
 ) -> None:
     """Run the jobs that servers with the same --jobs redis://... accept, until SIGTERM.
 
-    Then what runs is finished within the grace period, or given back to the others. No HTTP port.
+    Then what runs is finished within the grace period, or given back to the others. It answers no requests.
     """
-    settings = settings_of(locals())
-    if settings.jobs is None or settings.jobs.startswith("sqlite:"):
+    settings = settings_of({name: value for name, value in locals().items() if name != "metrics_port"})
+    if settings.redis is None:
         raise ConfigurationError(
             "a worker takes jobs from Redis: give --jobs redis://HOST:PORT/DB. A SQLite file belongs to one server, "
             "which runs its jobs itself"
@@ -63,8 +69,28 @@ def worker(
 
     turn = asyncio.Lock()
     predictors = [Predictor(settings, each, turn) for each in settings.models]
-    asyncio.run(_work(settings, predictors))
+    with _metrics(metrics_port):
+        asyncio.run(_work(settings, predictors))
     leave(predictors)
+
+
+@contextlib.contextmanager
+def _metrics(port: int | None) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(port)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics-port {port}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 async def _work(settings: Settings, predictors: Sequence[Predictor]) -> None:

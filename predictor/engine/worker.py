@@ -57,7 +57,10 @@ class EngineWorker:
             # What is on its way to a free seat is not waiting; a request on its own is never too many.
             room = self._queue_limit + (0 if load.waiting_requests else load.free_seats)
             if waiting and waiting + len(requests) > room:
-                raise QueueFull(f"the queue is full: {waiting} of at most {self._queue_limit} requests wait")
+                raise QueueFull(
+                    f"the queue is full: {waiting} prompts wait, {len(requests)} more would be past its limit of "
+                    f"{self._queue_limit}"
+                )
             self._requests_in_inbox += len(requests)
         return [self._submit(prompt_ids, params) for prompt_ids, params in requests]
 

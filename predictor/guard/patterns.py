@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 import re2  # type: ignore[import-untyped]  # google-re2 ships no types
@@ -36,13 +37,20 @@ class Patterns:
             self._patterns.append((number, compiled))
 
     def find(self, texts: Iterable[str]) -> int | None:
-        """The line number of a pattern that one of `texts` matches."""
+        """The line number of a pattern that one of `texts` matches, as it stands or folded."""
         for text in texts:
-            encoded = text.encode(errors="replace")
-            for number, pattern in self._patterns:
-                if pattern.search(encoded) is not None:
-                    return number
+            for variant in {text, _folded(text)}:
+                encoded = variant.encode(errors="replace")
+                for number, pattern in self._patterns:
+                    if pattern.search(encoded) is not None:
+                        return number
         return None
+
+
+def _folded(text: str) -> str:
+    """`text` without what makes a word look alike and be another: accents, invisible characters, wide letters."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(character for character in decomposed if unicodedata.category(character) not in ("Mn", "Cf"))
 
 
 def parse_patterns(text: str) -> Patterns:

@@ -10,19 +10,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from predictor.errors import ConfigurationError, QueueFull
 from predictor.jobs import scripts
 from predictor.jobs.job import MAX_STARTS, WORKERS_DIED, Job
-from predictor.jobs.store import KeyReused, Progress, StoreUnavailable
+from predictor.jobs.store import FULL, KEPT_BYTES, KEPT_JOBS, KeyReused, Progress, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,11 @@ STREAM = "predictor:jobs:"  # and the model's name
 _JOB = "predictor:job:"  # and the job's id
 _KEY = "predictor:job-key:"  # and the idempotency key's hash
 _WAITING = "predictor:jobs-waiting"
+_ENDED, _SIZES = "predictor:jobs-ended", "predictor:jobs-ended-bytes"
 
 # Workers renew every second; so many seconds without it mean that one is dead or cut off. Below a minute with the time
-# until another one looks, and well above what a loaded machine or a restarting Redis makes a live one miss.
+# until another one looks, which is while it has a free slot: with all of them in use it could not run the job. And well
+# above what a loaded machine or a restarting Redis makes a live one miss.
 _IDLE_S = 30.0
 
 # A worker that has not read for this long and owns nothing is forgotten: each process has a name of its own.
@@ -58,8 +61,8 @@ class RedisStore:
             )
         except ValueError as error:
             raise ConfigurationError(f"--jobs: {error}") from error
-        self._worker, self._limit, self._expiry_s, self._idle_s = worker, limit, expiry_s, idle_s
-        self._taken: dict[str, Job] = {}
+        self._worker, self._limit, self._idle_s = worker, limit, idle_s
+        self._keep = (expiry_s, KEPT_JOBS, KEPT_BYTES)
         self._streams: set[str] = set()  # whose group is known to stand
         self._next_look = 0.0
         register = self._redis.register_script
@@ -93,15 +96,15 @@ class RedisStore:
         if job is None:
             return None
         async with _available():
-            done = await self._delete(_keys(job), [job_id, self._expiry_s])
-        return replace(job, status="cancelled") if done == 1 else job
+            await self._delete(_keys(job), [job_id, int(job.ended), *self._keep])
+        return job if job.ended else await self.get(job_id)
 
-    async def take(self, models: Sequence[str], wait_s: float) -> Job | None:
+    async def take(self, models: Sequence[str], wait_s: float, held: Collection[str] = ()) -> Job | None:
         async with _available():
             streams = [STREAM + model for model in models]
             await self._join(streams)
             try:
-                found = await self._from_the_dead(streams) or await self._new(streams, wait_s)
+                found = await self._from_the_dead(streams, held) or await self._new(streams, wait_s)
             except ResponseError as error:
                 if "NOGROUP" in str(error):  # Redis has lost its data, or the streams were removed
                     self._streams.clear()
@@ -109,41 +112,33 @@ class RedisStore:
             if found is None:
                 return None
             stream, entry, job_id = found
-            rules = (MAX_STARTS, WORKERS_DIED, self._expiry_s)
-            if not await self._begin([_JOB + job_id, stream, _WAITING], [job_id, entry, self._worker, *rules]):
+            keys = [_JOB + job_id, stream, _WAITING, _ENDED, _SIZES]
+            rules = (MAX_STARTS, WORKERS_DIED, *self._keep)
+            if not await self._begin(keys, [job_id, entry, self._worker, uuid4().hex, *rules]):
                 return None
-        job = await self.get(job_id)
-        if job is not None:
-            self._taken[job_id] = job
-        return job
+        return await self.get(job_id)
 
-    async def renew(self, progress: Mapping[str, Progress]) -> set[str]:
-        if not progress:
+    async def renew(self, held: Sequence[Progress]) -> set[str]:
+        if not held:
             return set()
         async with _available(), self._redis.pipeline(transaction=False) as pipeline:
-            for job_id, each in progress.items():
-                keys = _keys(self._taken[job_id])[:2]
-                await self._renew(keys, [self._worker, each.tokens, _text(each.of)], client=pipeline)
-            return {job_id for job_id, ours in zip(progress, await pipeline.execute(), strict=True) if not ours}
+            for each in held:
+                await self._renew(_keys(each.job), [self._worker, each.tokens, _text(each.of)], client=pipeline)
+            return {each.job.id for each, ours in zip(held, await pipeline.execute(), strict=True) if not ours}
 
     async def finish(self, job: Job) -> bool:
         fields = {key: _text(getattr(job, key)) for key in ("status", "result", "error", "tokens", "of")}
         flat = [part for item in fields.items() for part in item]
         async with _available():
-            ended = await self._finish(_keys(job), [job.id, self._worker, self._expiry_s, *flat])
-        if not job.awaits_delivery:
-            self._taken.pop(job.id, None)
-        return bool(ended)
+            return bool(await self._finish(_keys(job), [job.id, self._worker, *self._keep, *flat]))
 
     async def settle(self, job: Job) -> None:
         async with _available():
-            await self._settle(_keys(job)[:2], [_text(job.delivery)])
-        self._taken.pop(job.id, None)
+            await self._settle(_keys(job), [_text(job.delivery)])
 
     async def give_back(self, job: Job, *, counted: bool) -> None:
         async with _available():
             await self._give_back(_keys(job), [job.id, self._worker, 0 if counted else -1])
-        self._taken.pop(job.id, None)
 
     async def queued(self) -> int:
         async with _available():
@@ -161,6 +156,8 @@ class RedisStore:
         for stream in set(streams) - self._streams:
             try:
                 await self._redis.xgroup_create(stream, scripts.GROUP, id="0", mkstream=True)
+            except OutOfMemoryError:
+                pass  # a full Redis refuses this before it looks; whatever is there to take brought the group with it
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -177,7 +174,7 @@ class RedisStore:
                 return stream, entry, fields["id"]
         return None
 
-    async def _from_the_dead(self, streams: Sequence[str]) -> tuple[str, str, str] | None:
+    async def _from_the_dead(self, streams: Sequence[str], held: Collection[str]) -> tuple[str, str, str] | None:
         """An entry whose worker has not renewed its claim. Looked for a few times per `idle_s`, until none is left."""
         if time.monotonic() < self._next_look:
             return None
@@ -188,8 +185,9 @@ class RedisStore:
                     stream, scripts.GROUP, self._worker, round(self._idle_s * 1000), start_id=start, count=1
                 )
                 for entry, fields in entries:
-                    # Our own, where Redis was away for so long that we could not renew.
-                    if fields and fields["id"] not in self._taken:
+                    # Our own, where Redis was away for so long that we could not renew; or another's, where we have not
+                    # heard yet that we lost it: then it is looked at again after another idle time.
+                    if fields and fields["id"] not in held:
                         logger.warning("took over a job whose worker does not answer")
                         return stream, entry, fields["id"]
                 if start == "0-0":
@@ -209,14 +207,16 @@ async def _available() -> AsyncIterator[None]:
     """What Redis cannot do now is `StoreUnavailable`: it is away, it loads its log, its memory is full."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise StoreUnavailable(FULL) from error
     except (RedisError, OSError, asyncio.TimeoutError) as error:
         logger.debug("Redis: %s", error)
         raise StoreUnavailable from error
 
 
 def _keys(job: Job) -> list[str]:
-    """What most scripts take."""
-    return [_JOB + job.id, STREAM + job.model, _WAITING]
+    """What the scripts take."""
+    return [_JOB + job.id, STREAM + job.model, _WAITING, _ENDED, _SIZES]
 
 
 def _text(value: object) -> str:
@@ -229,7 +229,7 @@ def _flat(job: Job) -> list[str]:
 
 
 def _job(fields: Mapping[str, str]) -> Job:
-    """A hash's fields; besides the job's there are `key`, `entry` and `worker`."""
+    """A hash's fields; besides the job's there are `key`, `entry`, `worker` and `call`."""
     values: dict[str, Any] = {name: fields.get(name) or None for name in Job.__dataclass_fields__}
     for name in ("tokens", "starts", "of"):
         values[name] = None if values[name] is None else int(values[name])

@@ -1,15 +1,22 @@
 """What happens to a job in Redis in one step, in Lua: Redis runs a script as a whole or not at all.
 
-Keys: `job` is the job's hash, `stream` that of its model, `waiting` the set of ids that wait. A job is one entry of its
+Keys: `job` is the job's hash, `stream` that of its model, `waiting` the set of ids that wait, `ended` the ids that have
+ended, sorted by when, and `sizes` a hash of their bytes, with the sum in its field `sum`. A job is one entry of its
 stream at a time, named in the hash; the entry leaves the stream when the job is done with. An idempotency key is kept
 under the name that the hash's field `key` holds, and lives as long as the hash.
+
+Each script may be sent twice, because a reply was lost: the second time it changes nothing and replies the same.
 """
 
 from __future__ import annotations
 
 GROUP = "workers"
 
-# What the others begin with. `drop` takes an entry out of the group and the stream; `expire` lets the job end.
+# Where Redis is full only new jobs are refused: what it has accepted may end, and be removed.
+_MAY_FILL = "#!lua flags=allow-oom"
+
+# What the others begin with. `drop` takes an entry out of the group and the stream; `keep` lets an ended job
+# expire, and the oldest ended ones go, but never this one.
 _SHARED = f"""
 local GROUP = '{GROUP}'
 local function field(job, name) return redis.call('HGET', job, name) or '' end
@@ -22,9 +29,35 @@ local function enqueue(job, stream, waiting, id)
     redis.call('HSET', job, 'status', 'queued', 'tokens', 0, 'entry', entry, 'worker', '')
     redis.call('SADD', waiting, id)
 end
-local function expire(job, seconds)
+local function remove(job)
+    if field(job, 'key') ~= '' then redis.call('DEL', field(job, 'key')) end
+    redis.call('DEL', job)
+end
+local function uncount(ended, sizes, id)
+    redis.call('ZREM', ended, id)
+    redis.call('HINCRBY', sizes, 'sum', -(redis.call('HGET', sizes, id) or 0))
+    redis.call('HDEL', sizes, id)
+    if redis.call('ZCARD', ended) == 0 then redis.call('DEL', sizes) end
+end
+local function keep(job, id, ended, sizes, seconds, most, bytes)
     redis.call('EXPIRE', job, seconds)
     if field(job, 'key') ~= '' then redis.call('EXPIRE', field(job, 'key'), seconds) end
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1e6
+    local size = redis.call('HSTRLEN', job, 'body') + redis.call('HSTRLEN', job, 'result')
+    redis.call('ZADD', ended, now, id)
+    redis.call('HSET', sizes, id, size)
+    redis.call('HINCRBY', sizes, 'sum', size)
+    for _, gone in ipairs(redis.call('ZRANGEBYSCORE', ended, '-inf', now - seconds - 1)) do
+        uncount(ended, sizes, gone)
+    end
+    local kept = redis.call('ZCARD', ended)
+    while kept > 1 and (kept > tonumber(most) or tonumber(redis.call('HGET', sizes, 'sum')) > tonumber(bytes)) do
+        local oldest = redis.call('ZRANGE', ended, 0, 0)[1]
+        uncount(ended, sizes, oldest)
+        remove(string.sub(job, 1, #job - #id) .. oldest)
+        kept = kept - 1
+    end
 end
 local function awaits_delivery(job)
     local status = field(job, 'status')
@@ -33,14 +66,16 @@ local function awaits_delivery(job)
 end
 """
 
-# KEYS job, stream, waiting, or also the idempotency key; ARGV id, limit, the hash's fields and values.
+# In what follows KEYS are job, stream, waiting, ended, sizes where nothing else is said.
+
+# KEYS and also the idempotency key, if there is one; ARGV id, limit, the hash's fields and values.
 # The id of the job that is kept, or nil past the limit.
 ADD = (
     _SHARED
     + """
-local job, stream, waiting, key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local job, stream, waiting, key = KEYS[1], KEYS[2], KEYS[3], KEYS[6]
 local id = ARGV[1]
-if redis.call('EXISTS', job) == 1 then return id end -- this very call, sent again by the client library
+if redis.call('EXISTS', job) == 1 then return id end -- this very call, sent again
 if key then
     local earlier = redis.call('GET', key)
     if earlier then return earlier end
@@ -55,27 +90,30 @@ return id
 """
 )
 
-# KEYS job, stream, waiting; ARGV id, entry, worker, most starts, the error past them, seconds to expiry.
+# ARGV id, entry, worker, a name of this call, most starts, the error past them, as `keep`.
 # 1 if the job is this worker's now.
 BEGIN = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
-local job, stream, waiting = KEYS[1], KEYS[2], KEYS[3]
-local id, entry, worker = ARGV[1], ARGV[2], ARGV[3]
+local job, stream, waiting, ended, sizes = unpack(KEYS)
+local id, entry, worker, call = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if field(job, 'entry') ~= entry then -- removed, or queued again since
     drop(stream, entry)
     return 0
 end
 local status = field(job, 'status')
+if status == 'running' and field(job, 'call') == call then return 1 end -- this very call, sent again
 if status == 'queued' or status == 'running' then
     redis.call('SREM', waiting, id)
-    if tonumber(field(job, 'starts')) < tonumber(ARGV[4]) then
+    redis.call('HSET', job, 'worker', worker, 'call', call)
+    if tonumber(field(job, 'starts')) < tonumber(ARGV[5]) then
         redis.call('HINCRBY', job, 'starts', 1)
-        redis.call('HSET', job, 'status', 'running', 'tokens', 0, 'worker', worker)
+        redis.call('HSET', job, 'status', 'running', 'tokens', 0)
         return 1
     end
-    redis.call('HSET', job, 'status', 'failed', 'error', ARGV[5])
-    expire(job, ARGV[6])
+    redis.call('HSET', job, 'status', 'failed', 'error', ARGV[6])
+    keep(job, id, ended, sizes, unpack(ARGV, 7))
 end
 if awaits_delivery(job) then
     redis.call('HSET', job, 'worker', worker)
@@ -86,9 +124,10 @@ return 0
 """
 )
 
-# KEYS job, stream; ARGV worker, tokens, of. 1 if the job is still this worker's, whose claim is as new then.
+# ARGV worker, tokens, of. 1 if the job is still this worker's, whose claim is as new then.
 RENEW = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
 local job, stream = KEYS[1], KEYS[2]
 if field(job, 'worker') ~= ARGV[1] then return 0 end
@@ -102,25 +141,28 @@ return 1
 """
 )
 
-# KEYS job, stream, waiting; ARGV id, worker, seconds to expiry, the hash's fields and values.
-# 1 if the job had not ended: the first end counts, whoever brings it.
+# ARGV id, worker, as `keep` (three), the hash's fields and values.
+# 1 if this end is the job's: the first one counts, whoever brings it.
 FINISH = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
-local job, stream, waiting = KEYS[1], KEYS[2], KEYS[3]
-local status = field(job, 'status')
+local job, stream, waiting, ended, sizes = unpack(KEYS)
+local id, worker, status = ARGV[1], ARGV[2], field(job, 'status')
+if (status == 'succeeded' or status == 'failed') and field(job, 'worker') == worker then return 1 end -- sent again
 if status ~= 'queued' and status ~= 'running' then return 0 end
-redis.call('HSET', job, 'worker', ARGV[2], unpack(ARGV, 4))
-redis.call('SREM', waiting, ARGV[1])
-expire(job, ARGV[3])
+redis.call('HSET', job, 'worker', worker, unpack(ARGV, 6))
+redis.call('SREM', waiting, id)
+keep(job, id, ended, sizes, ARGV[3], ARGV[4], ARGV[5])
 if not awaits_delivery(job) then drop(stream, field(job, 'entry')) end
 return 1
 """
 )
 
-# KEYS job, stream; ARGV delivery.
+# ARGV delivery.
 SETTLE = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
 local job, stream = KEYS[1], KEYS[2]
 if not awaits_delivery(job) then return 0 end
@@ -130,9 +172,10 @@ return 1
 """
 )
 
-# KEYS job, stream, waiting; ARGV id, worker, by how much the count of starts changes.
+# ARGV id, worker, by how much the count of starts changes.
 GIVE_BACK = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
 local job, stream, waiting = KEYS[1], KEYS[2], KEYS[3]
 if field(job, 'worker') ~= ARGV[2] or field(job, 'status') ~= 'running' then return 0 end
@@ -143,25 +186,25 @@ return 1
 """
 )
 
-# KEYS job, stream, waiting; ARGV id, seconds to expiry. 1 if the job is cancelled now, 2 if it had ended and is gone.
+# ARGV id, 1 if the job had ended when it was read, as `keep`. Cancels one that had not, and removes one that had.
 # The entry of one that waits stays until a worker reads it: Redis cannot tell the group's lag once an entry is gone
 # that was not delivered, and workers are scaled by that lag.
 DELETE = (
-    _SHARED
+    _MAY_FILL
+    + _SHARED
     + """
-local job, stream, waiting = KEYS[1], KEYS[2], KEYS[3]
-local status = field(job, 'status')
-if status == 'queued' or status == 'running' then
-    redis.call('SREM', waiting, ARGV[1])
+local job, stream, waiting, ended, sizes = unpack(KEYS)
+local id, status = ARGV[1], field(job, 'status')
+if ARGV[2] == '1' then
+    if awaits_delivery(job) then drop(stream, field(job, 'entry')) end
+    uncount(ended, sizes, id)
+    remove(job)
+elseif status == 'queued' or status == 'running' then
+    redis.call('SREM', waiting, id)
     redis.call('HSET', job, 'status', 'cancelled')
-    expire(job, ARGV[2])
+    keep(job, id, ended, sizes, unpack(ARGV, 3))
     if status == 'running' then drop(stream, field(job, 'entry')) end
-    return 1
 end
-if awaits_delivery(job) then drop(stream, field(job, 'entry')) end
-if field(job, 'key') ~= '' then redis.call('DEL', field(job, 'key')) end
-redis.call('DEL', job)
-return 2
 """
 )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
 from pathlib import Path
 
-from predictor.jobs.store import StoreUnavailable
+from predictor.jobs.store import FULL, StoreUnavailable
 
 _SCHEMA = """
 PRAGMA locking_mode = EXCLUSIVE; -- one process per file: what is running there and not here died with its process
@@ -18,10 +19,11 @@ BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, key TEXT UNIQUE, model TEXT NOT NULL,
     form TEXT NOT NULL, body TEXT NOT NULL, digest TEXT NOT NULL, webhook TEXT, status TEXT NOT NULL,
-    tokens INTEGER NOT NULL, of INTEGER, result TEXT, error TEXT, starts INTEGER NOT NULL, delivery TEXT, expires REAL
+    tokens INTEGER NOT NULL, of INTEGER, result TEXT, error TEXT, starts INTEGER NOT NULL, delivery TEXT, expires REAL,
+    bytes INTEGER AS (LENGTH(CAST(body AS BLOB)) + IFNULL(LENGTH(CAST(result AS BLOB)), 0)) STORED
 );
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
-CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (expires) WHERE expires IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (expires, number, bytes) WHERE expires IS NOT NULL;
 UPDATE jobs SET status = 'queued', tokens = 0 WHERE status = 'running';
 COMMIT;
 """
@@ -51,3 +53,32 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def fault_of(path: Path) -> str | None:
+    """Why no database can be kept there, found out by opening it. None where one can, or where another process has it:
+    that one may be about to end."""
+    try:
+        open_database(path).close()
+    except (sqlite3.Error, OSError, StoreUnavailable) as error:
+        return None if _is_locked(error) else str(unavailable(error))
+    return None
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """The error that callers see; it names no path."""
+    if isinstance(error, StoreUnavailable):
+        return error
+    if _is_locked(error):
+        return StoreUnavailable("another process has the job store's file open; try again")
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"the job store's file or its folder cannot be made or opened ({error.strerror})"
+    else:
+        full = "is full" in str(error)  # "database or disk is full"
+        reason = f"the job store's file cannot be used ({error})"
+    return StoreUnavailable(FULL if full else reason)
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)

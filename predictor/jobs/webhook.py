@@ -18,7 +18,8 @@ _LONGEST_URL = 2_048
 # Seconds before each further attempt: a receiver that restarts is back by the last.
 _PAUSES_S = (1.0, 5.0, 25.0)
 
-# A receiver has to take the job and answer; what it does then is not waited for.
+# From the connection to the answer's status. A receiver has to take the job and answer; what it does then, or what else
+# it answers, is not waited for.
 _TIMEOUT_S = 5.0
 
 
@@ -48,18 +49,28 @@ async def deliver(client: httpx.AsyncClient, job: Job) -> str:
     for pause_s in (0.0, *_PAUSES_S):
         await asyncio.sleep(pause_s)
         try:
-            answer = await client.post(job.webhook, content=body, headers={"content-type": "application/json"})
+            status = await asyncio.wait_for(_call(client, job.webhook, body), _TIMEOUT_S)
+        except asyncio.TimeoutError:
+            outcome = f"failed: no answer within {_TIMEOUT_S:g} s"
+            continue
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             outcome = f"failed: {type(error).__name__}"
             continue
-        if answer.is_success:
+        if 200 <= status < 300:
             return DELIVERED
-        outcome = f"failed: HTTP {answer.status_code}"
-        if answer.status_code < 500 and answer.status_code != 429:
+        outcome = f"failed: HTTP {status}"
+        if status < 500 and status != 429:
             break  # it has understood, and will say the same again; redirects are not followed
     return outcome
 
 
+async def _call(client: httpx.AsyncClient, url: str, body: bytes) -> int:
+    """The answer's status; the rest of it is not read."""
+    async with client.stream("POST", url, content=body, headers={"content-type": "application/json"}) as answer:
+        return answer.status_code
+
+
 def new_client() -> httpx.AsyncClient:
-    """Follows no redirect: the host that was allowed is the one that is called."""
-    return httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False)
+    """Follows no redirect and asks no proxy of the environment: the host that was allowed is the one that is called."""
+    # Its own timeouts are per read: a receiver that sends a byte now and then would never meet them.
+    return httpx.AsyncClient(timeout=None, follow_redirects=False, trust_env=False)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import math
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
-from predictor.errors import DeadlineExceeded, NotReady, PredictorError, QueueFull
+from predictor.errors import DeadlineExceeded, NotReady, PredictorError
+from predictor.jobs.answer import answer
 from predictor.jobs.job import Job
 from predictor.jobs.store import JobStore, Progress, StoreUnavailable
-from predictor.jobs.submission import FORMATS
 from predictor.jobs.webhook import deliver, new_client
 from predictor.observability import JOBS, JOBS_QUEUED, JOBS_RUNNING
-from predictor.protocols.wire import Limits
 from predictor.settings import knative_revision
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import Completion
@@ -33,11 +27,8 @@ _BEAT_S = 1.0
 # How long a worker without work waits before it looks whether it is to stop, or has another model.
 _WAIT_S = 1.0
 
-# Between attempts where the store, the model or the engine's queue is not there: doubled up to the second.
+# Between attempts where the store or the model is not there: doubled up to the second.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-
-# The server that accepted a job has checked it by its own settings.
-_ACCEPTED = Limits(max_instances=sys.maxsize, max_timeout_s=math.inf)
 
 
 class Worker:
@@ -61,9 +52,9 @@ class Worker:
         self._slots = asyncio.Semaphore(concurrency)
         self._concurrency = concurrency
         self._draining = asyncio.Event()
-        self._progress: dict[str, Progress] = {}  # of the jobs whose claim is to be renewed
-        self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._deliveries: set[asyncio.Task[None]] = set()
+        # Each from its taking until this process is done with it. By task, not by id: one that was given back may be
+        # taken again before its first task has ended.
+        self._jobs: dict[asyncio.Task[None], Progress] = {}
         self._client = new_client()
         self._store_answers = True
 
@@ -73,13 +64,17 @@ class Worker:
         try:
             while not self._draining.is_set():
                 await self._take_one()
-            # `_handle` ends by itself: at the latest when the model is stopped, which gives its jobs back.
-            await asyncio.gather(*self._jobs.values())
+            while self._jobs:
+                # What generates ends by itself: at the latest when the model is stopped, which gives its jobs back. A
+                # webhook that has not been called is called by whoever takes the job next. Cancelled again and again:
+                # before Python 3.12 `wait_for` swallows a cancel that comes as its work ends.
+                for task, progress in self._jobs.items():
+                    if progress.job.ended:
+                        task.cancel()
+                await asyncio.wait(self._jobs, timeout=_BEAT_S)
         finally:
-            # A webhook that has not been called is called by whoever takes the job next.
-            for task in (beat, *self._deliveries):
-                task.cancel()
-            await asyncio.gather(beat, *self._deliveries, return_exceptions=True)
+            beat.cancel()
+            await asyncio.gather(beat, return_exceptions=True)
             await self._client.aclose()
 
     def drain(self) -> None:
@@ -95,7 +90,7 @@ class Worker:
         try:
             models = list(self._models())
             if models and not self._draining.is_set():
-                job = await self._store.take(models, _WAIT_S)
+                job = await self._store.take(models, _WAIT_S, {each.job.id for each in self._jobs.values()})
             else:
                 await self._pause(_PAUSE_S)
         except StoreUnavailable as error:
@@ -108,40 +103,50 @@ class Worker:
             if job is None:
                 self._slots.release()
         if job is not None:
-            task = asyncio.create_task(self._handle(job))
-            self._jobs[job.id] = task
-            task.add_done_callback(lambda _: self._jobs.pop(job.id, None))
+            progress = Progress(job, of=job.of)
+            task = asyncio.create_task(self._handle(progress))
+            self._jobs[task] = progress
+            task.add_done_callback(self._jobs.pop)
 
-    async def _handle(self, job: Job) -> None:
-        """From taken to kept. Cancelled where the job is no longer ours."""
-        self._progress[job.id] = Progress(of=job.of)
-        labels = (job.model, knative_revision())
-        ended: Job | None = job
+    async def _handle(self, progress: Progress) -> None:
+        """From taken to kept and told. Cancelled where the job is no longer ours."""
         try:
-            if not job.ended:
-                with JOBS_RUNNING.labels(*labels).track_inprogress():
-                    ended = await self._run(job)
-                if ended is not None:
-                    JOBS.labels(*labels, ended.status).inc()
-                    fields = {"model": job.model, "status": ended.status, "tokens": ended.tokens}
-                    logger.info("a job ended", extra={"fields": fields})
-        except asyncio.CancelledError:
-            ended = None
-        except Exception:  # the job stays taken: its claim lapses, and another worker runs it
+            try:
+                if not progress.job.ended:
+                    await self._run(progress)
+            finally:
+                self._slots.release()
+            if progress.job.awaits_delivery and not self._draining.is_set():
+                outcome = await deliver(self._client, progress.job)
+                await self._patiently(self._store.settle, replace(progress.job, delivery=outcome))
+        except Exception:
+            # A fault of ours. In Redis its claim lapses, and whoever looks next takes it; in SQLite the next process.
             logger.exception("a job was left")
-            ended = None
-        finally:
-            self._slots.release()
-            self._progress.pop(job.id, None)
-        if ended is not None and ended.awaits_delivery:
-            task = asyncio.create_task(self._deliver(ended))
-            self._deliveries.add(task)
-            task.add_done_callback(self._deliveries.discard)
 
-    async def _run(self, job: Job) -> Job | None:
-        """The job as it ended and was kept; None where it is another's to end."""
+    async def _run(self, progress: Progress) -> None:
+        """To the job's end, which then stands in `progress`, or until it is given back."""
+        job = progress.job
+        labels = (job.model, knative_revision())
+        with JOBS_RUNNING.labels(*labels).track_inprogress():
+            ended = await self._ended(progress)
+            if ended is None:
+                return
+            progress.ending = True
+            if not await self._patiently(self._store.finish, ended):
+                return
+        progress.job, progress.ending = ended, False
+        JOBS.labels(*labels, ended.status).inc()
+        fields = {"model": job.model, "status": ended.status, "tokens": ended.tokens}
+        logger.info("a job ended", extra={"fields": fields})
+
+    async def _ended(self, progress: Progress) -> Job | None:
+        """The job as it ends; None where it was given back."""
+        job = progress.job
         try:
-            ended = replace(job, status="succeeded", result=await self._answer(job))
+            model = self._models().get(job.model)
+            if model is None:
+                raise NotReady(f"the model {job.model} is not loaded any more")
+            ended = replace(job, status="succeeded", result=await answer(model, progress, self._timeout_s, self._count))
         except NotReady:
             await self._patiently(self._store.give_back, job, counted=False)
             return None
@@ -153,9 +158,7 @@ class Worker:
         except Exception as error:  # a fault of ours
             await self._fault(job, error)
             return None
-        done = self._progress.pop(job.id)  # the end counts whoever brings it: no claim is needed any more
-        ended = replace(ended, tokens=done.tokens, of=done.of)
-        return ended if await self._patiently(self._store.finish, ended) else None
+        return replace(ended, tokens=progress.tokens, of=progress.of)
 
     async def _fault(self, job: Job, error: Exception) -> None:
         """Another worker, or this one restarted, may do better; after a few starts the store gives the job up."""
@@ -163,44 +166,16 @@ class Worker:
         await self._pause(_BEAT_S)
         await self._patiently(self._store.give_back, job, counted=True)
 
-    async def _answer(self, job: Job) -> str:
-        """The body of the synchronous answer."""
-        model = self._models().get(job.model)
-        if model is None:
-            raise NotReady(f"the model {job.model} is not loaded any more")
-        exchange = FORMATS[job.form].parse(json.loads(job.body), _ACCEPTED)
-        progress = self._progress[job.id]
-        progress.of = await model.check(exchange.requests)
-
-        def on_token() -> None:
-            progress.tokens += 1
-
-        pause_s = _PAUSE_S
-        while True:
-            try:
-                completions = await model.generate(exchange.requests, self._timeout_s, on_token)
-                break
-            except QueueFull:  # synchronous requests have filled it; a job has time
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._count(job.model, completions)
-        return await asyncio.to_thread(lambda: orjson.dumps(exchange.render(completions)).decode())
-
-    async def _deliver(self, job: Job) -> None:
-        self._progress[job.id] = Progress(job.tokens, job.of)
-        try:
-            outcome = await deliver(self._client, job)
-            await self._patiently(self._store.settle, replace(job, delivery=outcome))
-        finally:
-            self._progress.pop(job.id, None)
-
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(_BEAT_S)
+            held = {task: progress for task, progress in self._jobs.items() if not progress.ending}
             try:
-                for job_id in await self._store.renew(dict(self._progress)):
-                    if job_id in self._jobs:
-                        self._jobs[job_id].cancel()
+                lost = await self._store.renew(list(held.values()))
+                for task, progress in held.items():
+                    # One whose end is on its way by now may be lost to that.
+                    if progress.job.id in lost and not progress.ending:
+                        task.cancel()
                 JOBS_QUEUED.labels(knative_revision()).set(await self._store.queued())
                 self._note_store(None)
             except StoreUnavailable as error:

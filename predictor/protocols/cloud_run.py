@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from predictor.errors import InvalidRequest
@@ -88,7 +88,12 @@ def _decode_query(query: bytes, body: bytes, headers: Mapping[str, str]) -> Any:
     return arguments(query)
 
 
+def _refuse_both(body: bytes, headers: Mapping[str, str]) -> NoReturn:
+    raise InvalidRequest("a POST takes its arguments from the body and has none in the query string")
+
+
 FORMAT = WireFormat("cloud-run", parse)
+ASKED_TWICE = replace(FORMAT, decode=_refuse_both)
 
 
 def of_query(query: bytes) -> WireFormat:

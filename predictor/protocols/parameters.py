@@ -82,15 +82,15 @@ class Parameters(BaseModel):
                     raise ValueError(f"keys must be token ids as decimal integers, got {printable(key)}")
         return value
 
-    def check_together(self, where: str) -> None:
-        """Rules that join two fields; for a row's final parameters."""
+    def check_together(self, where: str, logprobs_shown: bool = False) -> None:
+        """Rules that join two fields; for a row's final parameters. `logprobs_shown`: also without `details`."""
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InvalidRequest(
                 f"{where}: min_new_tokens must be at most max_new_tokens ({self.max_new_tokens}), "
                 f"got {self.min_new_tokens}",
                 param="min_new_tokens",
             )
-        if self.logprobs is not None and not self.details:
+        if self.logprobs is not None and not self.details and not logprobs_shown:
             raise InvalidRequest(
                 f"{where}: logprobs needs details: true, which is where they are told", param="logprobs"
             )
@@ -157,6 +157,7 @@ def invalid_request(error: ValidationError, where: str) -> InvalidRequest:
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"] if part != "[key]"
     )
     if first["type"] == "extra_forbidden":
+        field = ".".join(str(part) for part in first["loc"])
         return InvalidRequest(f"{where}: unknown field {printable(field)}", param=field)
     if first["type"] == "missing":
         return InvalidRequest(f"{where} lacks {field}", param=field)

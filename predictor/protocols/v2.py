@@ -144,11 +144,11 @@ def parse(message: Message, limits: Limits, model: str) -> Infer:
     parameters = read_parameters(shared, "parameters", limits)
     if own:
         parameters = read_parameters(override(shared, own), "inputs[0].parameters", limits)
-    parameters.check_together("parameters")
+    outputs = _outputs(request.outputs or [], binary, parameters)
+    parameters.check_together("parameters", logprobs_shown="logprobs" in outputs)
     if parameters.stream:
         raise InvalidRequest("infer answers in one piece; stream is for generate_stream", param="stream")
     head = {"model_name": model, "model_version": VERSION} | ({} if request.id is None else {"id": request.id})
-    outputs = _outputs(request.outputs or [], binary, parameters)
     return Infer(head, prompts, len(given.shape) == 2, parameters, outputs)
 
 
@@ -226,6 +226,8 @@ def _outputs(asked: list[Any], binary: bool, parameters: Parameters) -> dict[str
             raise InvalidRequest(f"{where}.parameters: unknown field {printable(name)}", param=name)
     if "logprobs" in outputs and parameters.logprobs is None:
         raise InvalidRequest("the output logprobs needs the parameter logprobs", param="outputs")
+    if parameters.details and asked:
+        raise InvalidRequest("details adds every output, and outputs names some; give one of them", param="details")
     if parameters.details:
         for name in OUTPUTS:
             if name != "logprobs" or parameters.logprobs is not None:

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # Characters of an unknown name that a message repeats.
 _MAX_NAME = 100
 
+# Told of every request before its body is read; raises to refuse it.
+Arrive = Callable[[Request], Awaitable[None]]
+
 # Told of every checked request, and of its model, before anything is generated; raises to refuse it.
 Admit = Callable[[Request, Exchange, Predictor], Awaitable[None]]
 
@@ -33,9 +36,9 @@ Admit = Callable[[Request, Exchange, Predictor], Awaitable[None]]
 class Asker:
     """The models of this server, and the one way to ask them."""
 
-    def __init__(self, models: ModelRepository, settings: Settings, admit: Admit) -> None:
+    def __init__(self, models: ModelRepository, settings: Settings, admit: Admit, arrive: Arrive | None = None) -> None:
         self.models, self.settings = models, settings
-        self.admit = admit
+        self.admit, self._arrive = admit, arrive
 
     @property
     def default_model(self) -> str:
@@ -92,6 +95,8 @@ class Asker:
 
     async def read(self, request: Request, form: WireFormat, predictor: Predictor) -> tuple[Any, int]:
         """The body, its type, size and time checked, and its bytes; a model that stops ends it."""
+        if self._arrive is not None:
+            await self._arrive(request)
         check_media_type(request, form.media_types)
         reading = read_body(request, self.settings.max_body_bytes)
         sent = await predictor.unless_stopping(
@@ -101,7 +106,8 @@ class Asker:
 
     async def _ask(self, request: Request, form: WireFormat, predictor: Predictor, body: Any, size_bytes: int) -> Any:
         asked = Asked(form, body, size_bytes, lambda exchange: self.admit(request, exchange, predictor))
-        answering = predictor(asked, headers=dict(request.headers))
+        # items(): a lookup by name searches all headers, and thousands of names would take seconds.
+        answering = predictor(asked, headers=dict(request.headers.items()))
         result, _ = await until_disconnect(request, answering, _close)
         return result
 

@@ -74,7 +74,8 @@ def _mount_cloud_run(router: APIRouter, ask: Asker) -> None:
     )
     async def by_body(request: Request) -> Response:
         """The fields of `GET /` as JSON; numbers may be strings."""
-        return await told(request, cloud_run.FORMAT)
+        twice = cloud_run.asks(request.scope["query_string"])
+        return await told(request, cloud_run.ASKED_TWICE if twice else cloud_run.FORMAT)
 
     @router.head("/", **documented("What a browser may read", tag=tag))
     async def head() -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from predictor.errors import EngineFailed, PredictorError, Unauthenticated
+from predictor.protocols.openai.errors import error_body
 from predictor.protocols.wire import plain_error
+
+# Where an error looks as OpenAI's does.
+_OPENAI = re.compile(r"/(openai/)?v1/(completions|chat/.*|models|embeddings)|/openai/.*|/completions")
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,11 @@ def answer(error: Exception, body: Callable[[PredictorError], Any] = plain_error
     return JSONResponse(body(mapped), mapped.status, headers)
 
 
+def body_of_path(path: str) -> Callable[[PredictorError], Any]:
+    """How an error looks that is raised before a wire format is known."""
+    return error_body if _OPENAI.fullmatch(path) else plain_error
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Handlers for our errors and the router's own; the rest meets `Boundary` in middleware.py."""
 
@@ -46,7 +56,9 @@ def add_error_handlers(app: FastAPI) -> None:
             404: f"no such route: {request.method} {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
-        return JSONResponse({"error": text}, error.status_code, error.headers)
+        told = PredictorError(text)
+        told.status, told.code = error.status_code, "not_found" if error.status_code == 404 else "invalid_argument"
+        return JSONResponse(body_of_path(request.url.path)(told), error.status_code, error.headers)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

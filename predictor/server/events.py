@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import orjson
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from predictor.errors import Cancelled, PredictorError
 from predictor.protocols.wire import Exchange
 from predictor.server.errors import ours
 from predictor.text.pieces import Pieces
 from predictor.text.stream import TextStream
+
+logger = logging.getLogger(__name__)
+
+# A client that reads nothing for this long is held to have gone: what it does not read stays in memory.
+_STALLED_S = 30.0
 
 
 class Events(AsyncIterator[Any]):
@@ -66,8 +73,13 @@ class EventStream(StreamingResponse):
         self._events, self._on_end = events, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            await asyncio.wait_for(send(message), _STALLED_S)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except asyncio.TimeoutError:  # the status is that of a client who left
+            logger.info("a client has read nothing of its stream for %g s: it is closed", _STALLED_S)
         finally:
             await self._events.aclose()
             self._on_end(self._events.status)

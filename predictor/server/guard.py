@@ -20,9 +20,8 @@ from predictor.guard.keys import KeyRing, parse_keys
 from predictor.guard.patterns import Patterns, parse_patterns
 from predictor.guard.watched import Watched, warn_if_readable_by_all
 from predictor.observability import REFUSED, STRIKES
-from predictor.protocols.openai.errors import error_body
-from predictor.protocols.wire import Exchange, plain_error
-from predictor.server.errors import answer
+from predictor.protocols.wire import Exchange
+from predictor.server.errors import answer, body_of_path
 from predictor.server.predictor import Predictor
 from predictor.settings import Settings, knative_revision
 from predictor.text.language_model import LanguageModel
@@ -35,8 +34,6 @@ _OPEN = re.compile(
     r"/(health|v2/health/(ready|live)|v1/models/[^/]+|v2/models/[^/]+(/versions/[^/]+)?/ready|metrics|ui/?|docs(/[^/]+)?"
     r"|openapi\.json)"
 )
-# Where an error looks as OpenAI's does.
-_OPENAI = re.compile(r"/(openai/)?v1/(completions|chat/.*|models)|/openai/.*|/completions")
 _ADMIN = "/v2/repository/"
 
 
@@ -52,7 +49,7 @@ class KeyCheck:
                 scope.setdefault("state", {})["api_key"] = key_holder(Headers(scope=scope), self._keys.value)
             except Unauthenticated as error:
                 refused(error)
-                response = answer(error, error_body if _OPENAI.fullmatch(scope["path"]) else plain_error)
+                response = answer(error, body_of_path(scope["path"]))
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -83,8 +80,7 @@ class Guard:
 
     def __init__(self, settings: Settings) -> None:
         """Raises `ConfigurationError` for a file that is no good."""
-        shared = settings.jobs if settings.jobs is not None and not settings.jobs.startswith("sqlite:") else None
-        self._store = store = Store(shared)
+        self._store = store = Store(settings.redis)
         self.keys = None if settings.api_keys is None else Watched("--api-keys", settings.api_keys, parse_keys)
         if settings.api_keys is not None:
             warn_if_readable_by_all("--api-keys", settings.api_keys)
@@ -99,29 +95,31 @@ class Guard:
         yield
         await self._store.close()
 
+    async def arrive(self, request: Request) -> None:
+        """Raise `RateLimited`, or let the request go on: before its body is read, whatever is in it."""
+        if self._rate is None:
+            return
+        wait_s = await self._rate.take(_sender(request))
+        if wait_s is not None:
+            error = RateLimited(f"at most {self._rate.per_minute} requests a minute; try again in {wait_s} s", wait_s)
+            refused(error)
+            raise error
+
     async def admit(self, request: Request, exchange: Exchange, predictor: Predictor) -> None:
-        """Raise `RateLimited`, `TooManyStrikes` or `BannedPrompt`, or let the request go on."""
+        """Raise `TooManyStrikes` or `BannedPrompt`, or let the request go on."""
+        if self._banned is None:
+            return
         try:
-            if self._rate is not None:
-                await self._within(self._rate, _sender(request))
-            if self._banned is not None:
-                await self._not_banned(self._banned.value, request, exchange, predictor)
+            await self._not_banned(self._banned.value, request, exchange, predictor)
         except PredictorError as error:
             refused(error)
             raise
-
-    async def _within(self, rate: RateLimit, caller: str) -> None:
-        wait_s = await rate.take(caller)
-        if wait_s is not None:
-            raise RateLimited(f"at most {rate.per_minute} requests a minute; try again in {wait_s} s", wait_s)
 
     async def _not_banned(self, patterns: Patterns, request: Request, exchange: Exchange, predictor: Predictor) -> None:
         caller = _striker(request, exchange)
         if await self._strikes.out(caller):
             raise TooManyStrikes(f"too_many_strikes: {self._most_strikes} banned prompts; ask again later")
-        # A job may wait for a model that is still loading, but not with ids, which only its tokenizer can read.
-        by_id = any(each.prompt_ids is not None for each in exchange.requests)
-        model = predictor.language_model() if by_id else None
+        model = predictor.language_model()  # whose tokenizer knows what the model will see
         # Off the event loop: RE2 lets go of the interpreter, and a megabyte may take it seconds.
         line = await asyncio.to_thread(lambda: patterns.find(_read(each, model) for each in exchange.requests))
         if line is not None:
@@ -137,11 +135,13 @@ def refused(error: PredictorError) -> None:
         REFUSED.labels(knative_revision(), error.code).inc()
 
 
-def _read(request: TextRequest, model: LanguageModel | None) -> str:
-    """A prompt as the model reads it; token ids are decoded, and what stands for no text is left out."""
+def _read(request: TextRequest, model: LanguageModel) -> str:
+    """A prompt as a person reads it: token ids are decoded, and special tokens, which are no text, left out."""
     if request.prompt_ids is None:
-        return request.prompt
-    assert model is not None
+        text = request.prompt
+        for name in model.vocabulary.tokenizer.all_special_tokens:
+            text = text.replace(name, "")
+        return text
     known = [token_id for token_id in request.prompt_ids if token_id < model.backend.vocabulary]
     tokenizer = model.vocabulary.tokenizer
     return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -10,20 +10,19 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from predictor.errors import NotFound, NotReady, PredictorError
+from predictor.errors import NotFound, PredictorError
 from predictor.jobs.job import shown
 from predictor.jobs.store import JobStore, open_store
 from predictor.jobs.submission import form_of, key_of, submit
 from predictor.jobs.worker import Worker
-from predictor.protocols import strict_json
+from predictor.protocols import v1
 from predictor.protocols.wire import Limits, plain_error
 from predictor.server.ask import Asker
-from predictor.server.body import check_media_type, read_body, until_disconnect
+from predictor.server.body import aside, until_disconnect
 from predictor.server.errors import answer
 from predictor.server.openapi import documented
 from predictor.server.predictor import Predictor
 from predictor.settings import Settings
-from predictor.text.deadline import Deadline
 from predictor.text.language_model import LanguageModel
 from predictor.text.request import Completion
 
@@ -31,6 +30,8 @@ _TAG = "Jobs"
 
 
 def make_router(ask: Asker) -> APIRouter:
+    if ask.settings.jobs == "none":
+        return APIRouter()
     store = open_store(ask.settings)
 
     @contextlib.asynccontextmanager
@@ -111,22 +112,27 @@ def _answering(predictor: Predictor) -> LanguageModel | None:
         return None
 
 
+def _model_of(predictor: Predictor) -> LanguageModel | None:
+    """Its model. None while that loads: a job waits for it, and a fault that only the model can see fails the job.
+
+    Raises `NotFound` for one that is unloaded: nobody says that it will come back.
+    """
+    loading = predictor.state == "LOADING" and not predictor.stopping
+    return None if loading else predictor.language_model()
+
+
 async def _post(ask: Asker, store: JobStore, request: Request) -> Response:
     settings = ask.settings
     error_body: Callable[[PredictorError], Any] = plain_error
     try:
-        if any(predictor.stopping for predictor in _predictors(ask)):
-            raise NotReady("the server is shutting down; send the request again")
-        check_media_type(request)
-        reading = read_body(request, settings.max_body_bytes)
-        body = strict_json.loads(await Deadline(settings.timeout_s).hold(reading, "sending the body"))
+        # A body that cannot be read is answered as V1 answers it; both of a job's formats are JSON.
+        body, size_bytes = await ask.read(request, v1.FORMAT, ask.find(ask.default_model))
         error_body = form_of(body).error
         limits = Limits(settings.max_instances, settings.timeout_s)
-        asked = submit(body, ask.default_model, limits, settings.webhook_host)
+        asked = await aside(size_bytes, submit, body, ask.default_model, limits, settings.webhook_host)
         predictor = ask.find(asked.job.model)
+        model = _model_of(predictor)
         await ask.admit(request, asked.exchange, predictor)
-        model = _answering(predictor)
-        # While the model loads the job waits for it, and a fault that only the model can see fails the job.
         of = None if model is None else await until_disconnect(request, model.check(asked.exchange.requests))
         key = key_of(request.headers.get("idempotency-key"), getattr(request.state, "api_key", None) or "")
         job = await store.add(replace(asked.job, of=of), key)

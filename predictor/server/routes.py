@@ -17,7 +17,7 @@ from predictor.settings import Settings
 def add_routes(app: FastAPI, models: ModelRepository, settings: Settings) -> None:
     """Mount every protocol that the settings switch on, and what stands before them."""
     guard = Guard(settings)
-    ask = Asker(models, settings, guard.admit)
+    ask = Asker(models, settings, guard.admit, guard.arrive)
     # The older systems come before `health`, whose `/` answers what theirs leaves.
     routers = [room.make_router(ask) for room in (compat, openai, tensorflow, v2, jobs, page, repository, health)]
     app.include_router(APIRouter(lifespan=guard.lifespan))

@@ -38,6 +38,7 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         self._settings = settings
         # KServe's choice, orjson, is deprecated in FastAPI and warns on every answer.
         app.router.default_response_class = JSONResponse
+        app.router.redirect_slashes = False  # to an address that the client's Host header makes up
         add_routes(app, self.registered_models, settings)
         add_error_handlers(app)
 
@@ -61,6 +62,9 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         """KServe's gather, with a host, a drain, and a clean end when the model cannot be loaded."""
         http = self._rest_server._server
         http.config.host = self._settings.host  # KServe has no setting for it
+        # Not httptools, uvicorn's first choice: it drops the body of a request that offers HTTP/2 (curl --http2, Java's
+        # client), has no limit on headers, and sends chunks to HTTP/1.0.
+        http.config.http = "h11"
         drain = asyncio.create_task(self._drain())
         tasks = [asyncio.create_task(work) for work in self.servers]
         try:
