@@ -35,7 +35,7 @@ local function remove(job)
 end
 local function uncount(ended, sizes, id)
     redis.call('ZREM', ended, id)
-    redis.call('HINCRBY', sizes, 'sum', -(redis.call('HGET', sizes, id) or 0))
+    redis.call('HINCRBY', sizes, 'sum', 0 - (redis.call('HGET', sizes, id) or 0)) -- -0 is no integer
     redis.call('HDEL', sizes, id)
     if redis.call('ZCARD', ended) == 0 then redis.call('DEL', sizes) end
 end
