@@ -161,7 +161,7 @@ async def test_an_unload_ends_the_load_that_runs(checkpoint: Path, monkeypatch: 
 
 def _stalled(monkeypatch: pytest.MonkeyPatch, began: threading.Event, go_on: threading.Event) -> list[bool]:
     """Let the first load wait for `go_on` before it looks whether to stop; returns what it then saw, per load."""
-    import predictor.server.predictor as room
+    import predictor.server.resident as room
 
     seen: list[bool] = []
     real = room.open_backend

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from predictor.errors import InvalidRequest
-from predictor.protocols.older import LENGTHS, OF_OUR_ANSWERS, SAMPLES, object_of, positive, sampling, text
+from predictor.protocols.older import LENGTHS, OF_OUR_ANSWERS, SAMPLES, positive, sampling, text
 from predictor.protocols.parameters import MAX_STOP_CHARACTERS
 from predictor.protocols.query_string import arguments, typed
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat
 from predictor.text.request import Completion, TextRequest
 

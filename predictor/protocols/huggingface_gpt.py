@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from predictor.errors import InvalidRequest, Unprocessable
-from predictor.protocols.older import LENGTHS, OF_OUR_ANSWERS, object_of, positive, sampling
-from predictor.protocols.strict_json import printable
+from predictor.protocols.older import LENGTHS, OF_OUR_ANSWERS, positive, sampling
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat
 from predictor.text.request import Completion, TextRequest
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from predictor.errors import InvalidRequest
-from predictor.protocols.older import object_of
 from predictor.protocols.openai import COMPLETIONS
 from predictor.protocols.openai.body import parse as parse_completions
 from predictor.protocols.openai.completions import Completions
 from predictor.protocols.query_string import arguments, typed
+from predictor.protocols.strict_json import object_of
 from predictor.protocols.wire import Limits, WireFormat, json_body
 
 _TEMPERATURE = 0.8

@@ -19,13 +19,6 @@ LENGTHS = frozenset({"max_new_tokens", "max_tokens"})
 SAMPLES = frozenset({"n", "num_return_sequences"})
 
 
-def object_of(body: Any) -> dict[str, Any]:
-    """The body, which has to be an object."""
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {printable(body)}")
-    return body
-
-
 def sampling(fields: Mapping[str, Any], unknown: Collection[str], limits: Limits, where: str = WHERE) -> Parameters:
     """`fields`, which have our names, checked; those in `unknown` are not fields of this body."""
     for name in fields:

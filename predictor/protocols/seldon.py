@@ -18,10 +18,10 @@ from typing import Any
 
 from predictor.errors import InvalidRequest, PredictorError
 from predictor.protocols import strict_json
-from predictor.protocols.older import OF_OUR_ANSWERS, SAMPLES, object_of, sampling, text
+from predictor.protocols.older import OF_OUR_ANSWERS, SAMPLES, sampling, text
 from predictor.protocols.parameters import Parameters
 from predictor.protocols.query_string import arguments
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat, json_body
 from predictor.text.request import Completion
 

@@ -71,6 +71,13 @@ def _refuse_surrogates(value: Any) -> None:
             pending += each
 
 
+def object_of(value: Any, where: str = "the body") -> dict[str, Any]:
+    """`value`, which has to be an object; raises `InvalidRequest`, which calls it `where`."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{where} must be a JSON object, got {printable(value)}")
+    return value
+
+
 def printable(value: Any, limit: int = 60) -> str:
     """`value` for an error message: as JSON, shortened."""
     try:

@@ -19,7 +19,7 @@ from predictor.errors import InvalidRequest
 from predictor.protocols import models, strict_json
 from predictor.protocols.logprobs import logprob_columns
 from predictor.protocols.parameters import Parameters, invalid_request, override, parse_parameters
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.tensors import (
     BINARY,
     JSON_LENGTH,
@@ -173,10 +173,8 @@ def read_parameters(fields: Mapping[str, Any], where: str, limits: Limits) -> Pa
 
 def check(kind: type[_Checked], value: Any, where: str) -> _Checked:
     """`value` as that class; raises `InvalidRequest`, which calls it `where`."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{where} must be a JSON object, got {printable(value)}")
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(object_of(value, where))
     except ValidationError as error:
         raise invalid_request(error, where) from error
 

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
-from predictor.errors import Forbidden, InvalidRequest, Unauthenticated
+from predictor.errors import Forbidden, Unauthenticated
 from predictor.guard.keys import parse_admin_key
 from predictor.guard.watched import Watched, warn_if_readable_by_all
 from predictor.protocols import strict_json
 from predictor.protocols.models import VERSION
+from predictor.protocols.parameters import invalid_request
 from predictor.server.ask import Asker
 from predictor.server.body import read_body
 from predictor.server.guard import key_holder, refused
@@ -65,14 +66,10 @@ def make_router(ask: Asker) -> APIRouter:
     async def fields(request: Request, of: type[_Body]) -> _Body:
         sent = await read_body(request, ask.settings.max_body_bytes)
         body = strict_json.loads(sent) if sent.strip() else {}
-        if not isinstance(body, dict):
-            raise InvalidRequest("the body must be a JSON object")
         try:
-            return of.model_validate(body)
+            return of.model_validate(strict_json.object_of(body))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = [str(part) for part in first["loc"]]
-            raise InvalidRequest(f"{'.'.join(path)}: {first['msg']}", param=path[0]) from error
+            raise invalid_request(error, "the body") from error
 
     # Whoever has no key of the admin's sees what an example would be answered: nothing here is open to all.
     answers = {403: "switched off"} if key is None else {200: "done", 401: "not the admin's key"}

@@ -12,7 +12,7 @@ from predictor.errors import InvalidRequest
 from predictor.protocols.openai.completions import Completions, Shape
 from predictor.protocols.openai.prompts import read_prompts
 from predictor.protocols.parameters import MAX_SAMPLES, invalid_request, parse_parameters
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Limits
 
 _WHERE = "the body"
@@ -64,9 +64,7 @@ def named_model(body: Any) -> str | None:
 
 def parse(body: Any, limits: Limits) -> Completions:
     """A parsed JSON body into a checked request; raises `InvalidRequest` naming the field and the limit."""
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {printable(body)}")
-    if "prompt" not in body:
+    if "prompt" not in object_of(body):
         raise InvalidRequest(f"{_WHERE} lacks prompt", param="prompt")
     sent = {key: value for key, value in body.items() if value is not None and key != "prompt"}
     _refuse_by_name(sent)
