@@ -590,7 +590,7 @@ async def test_a_full_redis_refuses_new_jobs_and_lets_the_others_end(
             assert (await taken(store)).id == waits.id
     finally:
         redis_server.client.config_set("maxmemory", 0)
-    await store.add(job(), None)
+    await first.add(job(), None)
     await first.close()
 
 

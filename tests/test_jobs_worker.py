@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +20,7 @@ from predictor.errors import EngineFailed, Forbidden, InvalidRequest, NotReady, 
 from predictor.jobs import webhook as webhook_module
 from predictor.jobs import worker as worker_module
 from predictor.jobs.job import Job, shown
+from predictor.jobs.redis import RedisStore
 from predictor.jobs.sqlite import SQLiteStore
 from predictor.jobs.store import StoreUnavailable
 from predictor.jobs.submission import submit
@@ -28,6 +29,7 @@ from predictor.jobs.worker import Worker
 from predictor.protocols import v1
 from predictor.protocols.wire import Limits
 from predictor.text.language_model import LanguageModel
+from tests.redis_server import running_redis
 
 LIMITS = Limits(max_instances=8, max_timeout_s=60)
 
@@ -138,11 +140,15 @@ async def test_a_cancelled_job_stops_generating(store: SQLiteStore, model: Langu
         assert at_work.status == "running"
         assert at_work.of == 8 * 8 * 1900
         await store.delete(job.id)
-        began = time.monotonic()
-        while model.backend.load.running_requests:
-            assert time.monotonic() - began < 5
-            await asyncio.sleep(0.02)
+        await until_idle(model)
         assert (await store.get(job.id)).status == "cancelled"
+
+
+async def until_idle(model: LanguageModel) -> None:
+    began = time.monotonic()
+    while model.backend.load.running_requests:
+        assert time.monotonic() - began < 5
+        await asyncio.sleep(0.02)
 
 
 async def test_so_many_jobs_run_together_and_no_more(store: SQLiteStore, model: LanguageModel) -> None:
@@ -198,6 +204,36 @@ async def test_a_model_that_stops_gives_its_job_back_uncounted(store: SQLiteStor
     assert (done.status, done.starts, scripted.calls) == ("succeeded", 1, 5)
 
 
+async def test_a_job_that_is_taken_again_before_its_first_run_has_let_go_can_be_cancelled(
+    store: SQLiteStore, model: LanguageModel
+) -> None:
+    slow = Slow(store)
+    async with working(slow, {"tiny": Scripted(model, [NotReady("shutting down")])}):
+        job = await store.add(asked(LONG), None)
+        await until(store, job, lambda each: each.tokens > 0)
+        await asyncio.sleep(2 * Slow.REPLY_S)
+        before = await store.get(job.id)
+        await until(store, job, lambda each: each.tokens > before.tokens)
+        await store.delete(job.id)
+        await until_idle(model)
+
+
+class Slow:
+    """A store whose reply to `give_back` takes its time; meanwhile the job is taken again."""
+
+    REPLY_S = 0.3
+
+    def __init__(self, store: SQLiteStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def give_back(self, job: Job, *, counted: bool) -> None:
+        await self._store.give_back(job, counted=counted)
+        await asyncio.sleep(self.REPLY_S)
+
+
 @pytest.mark.parametrize("error", [EngineFailed("broken"), ValueError("a fault of ours")])
 async def test_a_job_that_breaks_the_engine_is_tried_again_and_then_given_up(
     store: SQLiteStore, model: LanguageModel, error: Exception
@@ -238,6 +274,35 @@ async def test_a_result_waits_for_a_store_that_is_away(store: SQLiteStore, model
     assert scripted.calls == 1
 
 
+class FirstTimeEndless(Scripted):
+    async def generate(self, requests: Any, timeout_s: float, on_token: Any) -> Any:
+        if not self.calls:
+            self.calls += 1
+            self.started.set()
+            await asyncio.Event().wait()
+        return await super().generate(requests, timeout_s, on_token)
+
+
+async def test_a_job_comes_back_to_a_worker_that_lost_it_to_one_that_died(model: LanguageModel, tmp_path: Path) -> None:
+    with running_redis(tmp_path) as server:
+        stores = [RedisStore(server.url, name, limit=9, expiry_s=60, idle_s=0.5) for name in ("first", "second")]
+        first, second = (Flaky(store) for store in stores)
+        models = [FirstTimeEndless(model, []) for _ in range(2)]
+        async with working(first, {"tiny": models[0]}), working(second, {}) as other:
+            job = await stores[0].add(asked(BODY), None)
+            await models[0].started.wait()
+            first.away = True  # cut off, and still at work
+            other._models = lambda: {"tiny": models[1]}
+            await models[1].started.wait()
+            second.away = True  # dead
+            first.away = False
+            done = await ended(stores[0], job)
+            second.away = False
+        for store in stores:
+            await store.close()
+    assert (done.status, done.starts, models[0].calls) == ("succeeded", 3, 2)
+
+
 async def test_what_runs_at_the_end_is_finished_and_what_waits_is_left(
     store: SQLiteStore, model: LanguageModel
 ) -> None:
@@ -258,10 +323,18 @@ class Receiver(BaseHTTPRequestHandler):
 
     statuses: ClassVar[list[int]] = []
     came: ClassVar[list[Any]] = []
+    endless: ClassVar[bytes] = b""  # sent instead, its last byte again and again
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         type(self).came.append((self.path, self.headers["content-type"], json.loads(body)))
+        if self.endless:
+            with suppress(OSError):
+                self.wfile.write(self.endless)
+                while True:
+                    self.wfile.write(self.endless[-1:])
+                    time.sleep(0.02)
+            return
         status = self.statuses.pop(0) if self.statuses else 200
         self.send_response(status)
         if status == 307:
@@ -275,7 +348,7 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(webhook_module, "_PAUSES_S", (0.02, 0.02, 0.02))
-    Receiver.statuses, Receiver.came = [], []
+    Receiver.statuses, Receiver.came, Receiver.endless = [], [], b""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -309,6 +382,58 @@ async def test_a_webhook_gets_the_job(
     told = json.loads(shown(done))
     assert told["webhook"] == {"url": receiver, "outcome": outcome}
     assert body == told | {"webhook": {"url": receiver, "outcome": None}}
+
+
+@pytest.mark.parametrize(
+    ("sent", "outcome"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\nbody", "delivered"),
+        (b"HTTP/1.1 200 OK\r\nx: y", "failed: no answer within 0.5 s"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\nbody", "failed: HTTP 404"),
+    ],
+)
+async def test_a_webhooks_answer_is_not_read_past_its_status_nor_waited_for(
+    store: SQLiteStore,
+    model: LanguageModel,
+    receiver: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: bytes,
+    outcome: str,
+) -> None:
+    monkeypatch.setattr(webhook_module, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(webhook_module, "_PAUSES_S", ())
+    Receiver.endless = sent
+    async with working(store, {"tiny": model}):
+        job = await store.add(asked(BODY, receiver), None)
+        done = await until(store, job, lambda each: each.delivery is not None, 5)
+    assert done.delivery == outcome
+
+
+async def test_a_webhook_is_called_past_the_environments_proxy(
+    store: SQLiteStore, model: LanguageModel, receiver: str, free_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, free_url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with working(store, {"tiny": model}):
+        job = await store.add(asked(BODY, receiver), None)
+        done = await until(store, job, lambda each: each.delivery is not None)
+    assert done.delivery == "delivered"
+
+
+async def test_a_removed_jobs_webhook_is_not_called_again(
+    store: SQLiteStore, model: LanguageModel, receiver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_module, "_PAUSES_S", (0.5,) * 5)
+    Receiver.statuses = [500] * 9
+    async with working(store, {"tiny": model}):
+        job = await store.add(asked(BODY, receiver), None)
+        await until(store, job, lambda each: bool(Receiver.came))
+        await store.delete(job.id)
+        assert await store.get(job.id) is None
+        await asyncio.sleep(1.2)
+        assert len(Receiver.came) == 1
 
 
 async def test_a_webhook_that_nobody_answers_loses_no_result(

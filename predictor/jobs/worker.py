@@ -66,15 +66,11 @@ class Worker:
                 await self._take_one()
             while self._jobs:
                 # What generates ends by itself: at the latest when the model is stopped, which gives its jobs back. A
-                # webhook that has not been called is called by whoever takes the job next. Cancelled again and again:
-                # before Python 3.12 `wait_for` swallows a cancel that comes as its work ends.
-                for task, progress in self._jobs.items():
-                    if progress.job.ended:
-                        task.cancel()
+                # webhook that has not been called within a beat is called by whoever takes the job next.
                 await asyncio.wait(self._jobs, timeout=_BEAT_S)
+                await _cancel(*(task for task, progress in self._jobs.items() if progress.job.ended))
         finally:
-            beat.cancel()
-            await asyncio.gather(beat, return_exceptions=True)
+            await _cancel(beat)
             await self._client.aclose()
 
     def drain(self) -> None:
@@ -209,3 +205,12 @@ class Worker:
         elif not self._store_answers and error is None:
             logger.info("the job store answers again")
         self._store_answers = error is None
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    """Cancel and wait: again and again, since a cancel that comes as a call ends may be swallowed (by `wait_for` before
+    Python 3.12, and by redis 8.1)."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_BEAT_S)
