@@ -4,67 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import redis
 
 from predictor.guard.counters import RateLimit, Store, Strikes
-from tests.conftest import left_out
 from tests.guarded import ALICE, BOB, bearer, body, written
-from tests.processes import ServerProcess, free_port, serving
-
-
-class Redis:
-    """A redis-server of the test's own, which keeps nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)],
-            stdout=subprocess.DEVNULL,
-        )
-        end = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, "redis-server did not start"
-                time.sleep(0.02)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(30)
-            self.process = None
+from tests.processes import ServerProcess, serving
+from tests.redis_server import RedisServer, running_redis
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Iterator[Redis]:
-    if shutil.which("redis-server") is None:
-        left_out("redis-server is not installed")
-    started = Redis(tmp_path)
-    started.start()
-    yield started
-    started.stop()
+def shared(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path) as server:
+        yield server
 
 
 def ask(server: ServerProcess, key: str, prompt: str = "the word") -> httpx.Response:
     return server.predict("tiny", body(prompt), headers=bearer(key))
 
 
-def test_replicas_share_strikes_and_limits(shared: Redis, tmp_path: Path, checkpoint: Path) -> None:
+def test_replicas_share_strikes_and_limits(shared: RedisServer, tmp_path: Path, checkpoint: Path) -> None:
     keys = written(tmp_path / "keys", f"alice:{ALICE}\nbob:{BOB}\n")
     banned = written(tmp_path / "banned", "forbidden\n")
     flags = ["--model", f"tiny={checkpoint}", "--jobs", shared.url, "--api-keys", keys, "--banned", banned]
@@ -82,14 +44,12 @@ def test_replicas_share_strikes_and_limits(shared: Redis, tmp_path: Path, checkp
         assert [ask(server, BOB).status_code for server in (first, second)] == [429] * 2
 
         # Nothing that tells a key or a prompt is in the store.
-        kept = redis.Redis(port=shared.port)
-        stored = b"".join(kept.keys())
-        kept.close()
-        assert b"bob" in stored
-        assert BOB.encode() not in stored
-        assert b"forbidden" not in stored
+        stored = "".join(shared.client.keys())
+        assert "bob" in stored
+        assert BOB not in stored
+        assert "forbidden" not in stored
 
-        shared.stop()
+        shared.kill()
         # Each replica now counts for itself: neither shuts everybody out, nor lets a banned prompt in.
         for server in (first, second):
             assert ask(server, BOB).status_code == 200
@@ -104,7 +64,7 @@ def test_replicas_share_strikes_and_limits(shared: Redis, tmp_path: Path, checkp
 
 
 async def test_a_redis_that_comes_back_counts_again(
-    shared: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shared: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("predictor.guard.counters._REDIS_PAUSE_S", 0.2)
     store = Store(shared.url)
@@ -114,7 +74,7 @@ async def test_a_redis_that_comes_back_counts_again(
     other = Store(shared.url)
     assert await Strikes(other, 1, 60).out("a"), "another replica knows"
 
-    shared.stop()
+    shared.kill()
     with caplog.at_level(logging.WARNING):
         assert not await strikes.out("a")
         assert await limit.take("a") is None

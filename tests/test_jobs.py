@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +19,10 @@ from predictor.errors import Forbidden, InvalidRequest
 from predictor.jobs.submission import submit
 from predictor.protocols import strict_json
 from predictor.protocols.wire import Limits
+from predictor.server import jobs as jobs_module
+from predictor.server.predictor import Predictor
+from predictor.settings import NamedModel, load_settings
+from tests.guarded import guarded
 
 V1 = {"instances": ["To be"], "parameters": {"max_new_tokens": 4}}
 COMPLETION = {"model": "tiny", "prompt": "To be", "max_tokens": 4}
@@ -60,7 +67,7 @@ async def test_ids_cannot_be_guessed(client: httpx.AsyncClient) -> None:
     ("body", "status", "told"),
     [
         ([], 400, "JSON object"),
-        (None, 400, "not valid JSON"),
+        (None, 400, "JSON Parse error"),
         ({}, 400, "instances"),
         ({"instances": []}, 400, "instances"),
         (V1 | {"surprise": 1}, 400, "surprise"),
@@ -99,6 +106,60 @@ async def test_the_body_is_read_as_any_other(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/jobs", content=b" " * 70_000)).status_code == 413
     assert (await client.post("/v1/jobs", content=b"{")).status_code == 400
     assert (await client.get("/v1/jobs")).status_code == 405
+
+
+async def test_a_large_body_is_checked_off_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return submit(*arguments)
+
+    monkeypatch.setattr(jobs_module, "submit", noted)
+    for text in ("x", "x" * 100_000):
+        await post(client, {"instances": [text[:60_000]]})
+    small, large = threads
+    assert small is threading.main_thread()
+    assert large is not threading.main_thread()
+
+
+async def test_a_model_that_loads_is_waited_for_and_one_that_is_unloaded_is_not(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = Predictor(load_settings({"model": f"tiny={checkpoint}"}), NamedModel("tiny", str(checkpoint)))
+    async with guarded(model, tmp_path) as opened:
+        accepted = await post(opened, V1)
+        assert (accepted.status_code, accepted.json()["progress"]["of"]) == (202, None)
+        for state, status, told in (("UNLOADING", 503, "being unloaded"), ("END", 404, "not loaded")):
+            model.state = state
+            refused = await post(opened, V1)
+            assert (refused.status_code, told in refused.json()["error"]) == (status, True)
+
+
+async def test_a_server_that_stops_waits_for_no_body(checkpoint: Path, tmp_path: Path) -> None:
+    model = Predictor(load_settings({"model": f"tiny={checkpoint}"}), NamedModel("tiny", str(checkpoint)))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        model.drain()
+        await asyncio.sleep(60)
+
+    async with guarded(model, tmp_path) as opened:
+        answer = await asyncio.wait_for(opened.post("/v1/jobs", content=body()), 10)
+        assert (answer.status_code, "shutting down" in answer.text) == (503, True)
+        answer = await post(opened, V1)
+        assert (answer.status_code, "shutting down" in answer.text) == (503, True)
+
+
+async def test_without_a_store_there_are_no_jobs(predictor: Predictor, tmp_path: Path) -> None:
+    async with guarded(predictor, tmp_path, jobs="none") as opened:
+        for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/jobs/job-x"), ("DELETE", "/v1/jobs/job-x")):
+            answer = await opened.request(method, path, json=V1)
+            assert (answer.status_code, answer.json()["error"]) == (404, f"no such route: {method} {path}")
+        assert not [path for path in (await opened.get("/openapi.json")).json()["paths"] if "jobs" in path]
+        assert (await opened.post("/v1/models/tiny:predict", json=V1)).status_code == 200
 
 
 async def test_a_key_makes_a_repeated_request_the_same_job(client: httpx.AsyncClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 from predictor.jobs.job import Job
 from predictor.jobs.sqlite import SQLiteStore
 from tests.conftest import ROOT
-from tests.processes import ServerProcess, serving
+from tests.processes import ServerProcess, free_port, serving
 from tests.redis_server import RedisServer, running_redis
 
 # A second or so of work for the tiny model: there is a middle to be killed in.
@@ -52,8 +53,10 @@ class WorkerProcess:
     def __init__(self, log: Path, *flags: str) -> None:
         self.log, self._out = log, log.open("w")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREDICTOR_")}
+        port = free_port()
+        self.metrics = f"http://127.0.0.1:{port}/metrics"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IMPATIENT, "worker", *flags],
+            [sys.executable, "-c", _IMPATIENT, "worker", *flags, "--metrics-port", str(port)],
             cwd=ROOT,
             stdout=self._out,
             stderr=subprocess.STDOUT,
@@ -205,6 +208,18 @@ def test_a_worker_told_to_stop_gives_its_job_back_and_a_cancelled_job_frees_the_
     assert fleet.server.get(url).json()["status"] == "cancelled"
 
 
+def test_workers_count_the_jobs_that_they_end(fleet: Fleet) -> None:
+    def counted() -> float:
+        told = "".join(httpx.get(worker.metrics).text for worker in fleet.workers.values())
+        lines = [line for line in told.splitlines() if line.startswith('predictor_jobs_total{model_name="tiny"')]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'status="succeeded"' in line)
+
+    before = counted()
+    for url in [begin(fleet.server, body(number, 20)) for number in range(200, 205)]:
+        assert ended(fleet.server, url)["status"] == "succeeded"
+    wait_for(lambda: counted() >= before + 5, "five jobs are counted")
+
+
 def test_the_servers_gauge_tells_what_waits(fleet: Fleet) -> None:
     wait_for(lambda: fleet.server.metric("predictor_jobs_queued") == 0, "an empty queue")
 
@@ -214,11 +229,17 @@ def test_the_servers_gauge_tells_what_waits(fleet: Fleet) -> None:
     [
         (["--jobs", "sqlite:///tmp/x"], "redis://"),
         ([], "redis://"),
+        (["--jobs", "none"], "redis://"),
+        (["--jobs", "redis://127.0.0.1:1/0", "--metrics-port", "{taken}"], "--metrics-port"),
         (["--jobs", "redis://127.0.0.1:1/0", "--job-concurrency", "0"], "--job-concurrency"),
     ],
 )
 def test_a_worker_says_what_it_needs(checkpoint: Path, flags: list[str], told: str) -> None:
-    command = [sys.executable, "-m", "predictor", "worker", "--model", f"tiny={checkpoint}", *flags]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        flags = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
+        command = [sys.executable, "-m", "predictor", "worker", "--model", f"tiny={checkpoint}", *flags]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert told in ended.stderr

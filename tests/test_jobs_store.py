@@ -296,6 +296,14 @@ async def test_the_newest_of_the_ended_jobs_are_kept(open_one: Open, monkeypatch
         assert await there([*jobs, cancelled, waits]) == [False, False, False, True, True]
 
 
+async def test_a_job_whose_webhook_is_being_called_here_is_not_taken_again(open_one: Open) -> None:
+    async with opened(open_one, idle_s=0.05) as store:
+        kept = await store.add(job(webhook="http://x/"), None)
+        await store.finish(replace(await taken(store), status="succeeded", result="1"))
+        await asyncio.sleep(0.1)
+        assert await store.take(["tiny"], WAIT_S, {kept.id}) is None
+
+
 WORDS = ["add", "add", "take", "take", "finish", "give back", "delete", "next"]
 OPERATIONS = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 5)), max_size=25)
 

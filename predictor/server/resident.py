@@ -103,10 +103,10 @@ class Resident(kserve.Model):  # type: ignore[misc]  # kserve ships no types
             await asyncio.sleep(0.05)
 
     def _let_go(self) -> None:
-        from predictor.backends.memory import give_back  # imports torch
-
-        if self._language_model is None:
+        if self._language_model is None:  # a load that failed: its process should end before torch is imported
             return
+        from predictor.backends.memory import give_back
+
         backend = self._language_model.backend
         backend.stop()
         backend.join(LAST_STEP_S)
