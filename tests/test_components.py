@@ -146,6 +146,15 @@ def test_the_cpu_tag_is_the_tag_and_a_suffix() -> None:
     assert {container["image"] for _, _, container in containers(together)} == {f"{canary}-cpu", f"{base}-cpu"}
 
 
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name != "overlays/weights"])
+def test_replicas_share_their_jobs_or_take_none(name: str) -> None:
+    """A job in a replica's own file is a 404 of the others', and goes with the replica."""
+    objects = rendered(name)
+    kept = [flag for flag in container_of(objects)["args"] if flag.startswith("--jobs=")]
+    if predictor_of(objects)["maxReplicas"] > 1 or kept:
+        assert kept == ["--jobs=redis://aitextgen-redis:6379/0" if "jobs" in name else "--jobs=none"]
+
+
 def test_the_original_keeps_its_numbers() -> None:
     predictor = predictor_of(rendered("overlays/original"))
     amounts = {"cpu": "3", "memory": "18Gi", "nvidia.com/gpu": "1"}
