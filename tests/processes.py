@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, "it did not happen"
+        time.sleep(0.02)
 
 
 class ServerProcess:

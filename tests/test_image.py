@@ -18,7 +18,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.cuda_toolkit import make_toolkit
 from tests.images import Container, Podman, copy_of_the_tree, run, running
-from tests.test_process import BARD, LONG, wait_for
+from tests.processes import wait_for
+from tests.test_process import BARD, LONG
 
 # The first build on a machine takes minutes.
 pytestmark = pytest.mark.timeout(1500)

@@ -16,8 +16,7 @@ import pytest
 
 from predictor.protocols.parameters import Parameters
 from tests.conftest import ROOT, left_out
-from tests.processes import ServerProcess, serving
-from tests.test_process import wait_for
+from tests.processes import ServerProcess, serving, wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Route

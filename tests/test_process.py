@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, left_out
-from tests.processes import ServerProcess, free_port, serving
+from tests.processes import ServerProcess, free_port, serving, wait_for
 
 BARD = ROOT / "models" / "bard"
 
@@ -43,13 +43,6 @@ def bard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serving(log, "--model", f"aitextgen={BARD}", K_REVISION="aitextgen-predictor-00007") as server:
         server.wait_until_ready("aitextgen")
         yield server
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float = 30) -> None:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_the_sample_by_curl_as_typed(bard: ServerProcess) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from predictor import __version__
 from predictor.cli import rollout
-from predictor.cli.flags import setting, settings_of
+from predictor.cli.flags import make_way, setting, settings_of
 from predictor.cli.worker import worker
 from predictor.errors import PredictorError
 from predictor.evaluation.options import ParityOptions, ReferenceName, defaults, limits_of
@@ -85,11 +85,7 @@ def serve(
     curl -d '{"instances": ["To be"]}' localhost:8080/v1/models/aitextgen:predict
     """
     settings = settings_of(locals())
-    from predictor.observability import configure_logging
-
-    configure_logging(settings.log_level, settings.log_format)
-    # KServe parses sys.argv when it is imported, and would take our flags for abbreviations of its own.
-    sys.argv = sys.argv[:1]
+    make_way(settings)
     from predictor.server.server import serve as serve_forever
 
     serve_forever(settings)

@@ -1,7 +1,8 @@
-"""Settings as flags of a command."""
+"""Settings as flags of a command that serves."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,12 @@ def settings_of(flags: dict[str, Any]) -> Settings:
     if settings.model == (default,) and not Path(source).is_dir():
         raise ConfigurationError(f"{source}, the bundled model, is not here; give --model NAME=SOURCE")
     return settings
+
+
+def make_way(settings: Settings) -> None:
+    """Set up the logs, and take the flags out of KServe's sight: before anything of `server` is imported."""
+    from predictor.observability import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    # KServe parses sys.argv when it is imported, and would take our flags for abbreviations of its own.
+    sys.argv = sys.argv[:1]

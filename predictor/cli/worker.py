@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from predictor.cli.flags import setting, settings_of
+from predictor.cli.flags import make_way, setting, settings_of
 from predictor.errors import ConfigurationError, EngineFailed
 from predictor.settings import Settings
 
@@ -59,11 +58,7 @@ def worker(
         )
     if settings.job_concurrency == 0:
         raise ConfigurationError("--job-concurrency must be at least 1 for a worker, got 0")
-    from predictor.observability import configure_logging
-
-    configure_logging(settings.log_level, settings.log_format)
-    # KServe parses sys.argv when it is imported, and would take our flags for abbreviations of its own.
-    sys.argv = sys.argv[:1]
+    make_way(settings)
     from predictor.server.predictor import Predictor
     from predictor.server.server import leave
 
@@ -96,7 +91,7 @@ def _metrics(port: int | None) -> Iterator[None]:
 async def _work(settings: Settings, predictors: Sequence[Predictor]) -> None:
     from predictor.jobs.store import open_store
     from predictor.server.jobs import new_worker
-    from predictor.server.server import LAST_WORDS_S
+    from predictor.server.server import time_to_finish_s
 
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -110,8 +105,7 @@ async def _work(settings: Settings, predictors: Sequence[Predictor]) -> None:
         worker.drain()
         for predictor in predictors:
             predictor.drain()
-        grace_s = settings.grace_period_s
-        await asyncio.wait({running}, timeout=max(grace_s - LAST_WORDS_S, grace_s / 2))
+        await asyncio.wait({running}, timeout=time_to_finish_s(settings))
         for predictor in predictors:
             predictor.stop()  # what still runs is given back
         await running

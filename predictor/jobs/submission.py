@@ -13,7 +13,7 @@ from predictor.jobs.job import Job, new_id
 from predictor.jobs.webhook import check_webhook
 from predictor.protocols import v1
 from predictor.protocols.openai import COMPLETIONS
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat
 
 FORMATS: dict[str, WireFormat] = {form.name: form for form in (v1.FORMAT, COMPLETIONS)}
@@ -38,9 +38,7 @@ def form_of(body: Any) -> WireFormat:
 def submit(body: Any, default_model: str, limits: Limits, webhook_hosts: Collection[str]) -> Submission:
     """Check a parsed body as far as it can be without the model; raises `InvalidRequest` or `Forbidden`."""
     form = form_of(body)
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {printable(body)}")
-    own = {key: value for key, value in body.items() if key not in ("model", "webhook")}
+    own = {key: value for key, value in object_of(body).items() if key not in ("model", "webhook")}
     model = body.get("model", default_model)
     if not isinstance(model, str):
         raise InvalidRequest(f"model must be a string, got {printable(model)}", param="model")

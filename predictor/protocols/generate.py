@@ -15,14 +15,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from predictor.errors import InvalidRequest
-from predictor.protocols.logprobs import logprob_columns
-from predictor.protocols.parameters import Parameters
+from predictor.protocols.details import facts, logprob_columns
+from predictor.protocols.parameters import Parameters, validated
 from predictor.protocols.strict_json import printable
-from predictor.protocols.v2 import INPUT, VERSION, check, read_parameters
+from predictor.protocols.v2 import INPUT, VERSION, read_parameters
 from predictor.protocols.wire import Exchange, Limits, RawAnswer, WireFormat
 from predictor.text.pieces import Piece
 from predictor.text.request import Completion
-from predictor.text.stream import TextStream
 
 
 class _Request(BaseModel):
@@ -58,7 +57,7 @@ class Generate(Exchange):
         shown: dict[str, Any] = {"text_output": self._prompt + completion.text}
         if self._parameters.details:
             shown["finish_reason"] = completion.finish_reason
-            shown |= _facts(completion)
+            shown |= facts(completion)
             if completion.logprobs is not None:
                 shown["logprobs"] = logprob_columns(completion.logprobs, completion.top_logprobs)
         return shown
@@ -77,17 +76,8 @@ class Generate(Exchange):
             event["logprobs"] = logprob_columns([delta.logprob], [delta.top_logprobs])
         if details and delta.finish_reason is not None:
             event["finish_reason"] = delta.finish_reason
-            event |= _facts(piece.source)
+            event |= facts(piece.source)
         return [event]
-
-
-def _facts(source: Completion | TextStream) -> dict[str, Any]:
-    return {
-        "prompt_tokens": source.prompt_tokens,
-        "completion_tokens": source.completion_tokens,
-        "seed": source.seed,
-        "dtype": source.dtype,
-    }
 
 
 def parse(body: Any, limits: Limits, model: str, streamed: bool) -> Generate:
@@ -95,7 +85,7 @@ def parse(body: Any, limits: Limits, model: str, streamed: bool) -> Generate:
 
     `streamed` is for `generate_stream`, where `stream: false` asks for one event; `generate` refuses `stream: true`.
     """
-    request = check(_Request, body, "the body")
+    request = validated(_Request, body, "the body")
     beside = request.model_extra or {}
     for name in beside:
         if name in request.parameters:

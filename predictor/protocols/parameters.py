@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from predictor.errors import InvalidRequest
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.text.request import ContextOverflow, TextRequest
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
@@ -26,6 +26,8 @@ _ALIASES = {"max_tokens": "max_new_tokens", "num_return_sequences": "n"}
 _MOST = {"stop": MAX_STOPS, "bad_words": MAX_BAD_WORDS, "logit_bias": MAX_LOGIT_BIAS}
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
 
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
@@ -131,10 +133,7 @@ def parse_parameters(fields: Mapping[str, Any], where: str, max_timeout_s: float
     for key, value in fields.items():
         if value is None:
             raise InvalidRequest(f"{where}.{key} must not be null; leave it out for its default", param=key)
-    try:
-        parameters = Parameters.model_validate(dict(fields))
-    except ValidationError as error:
-        raise invalid_request(error, where) from error
+    parameters = validated(Parameters, dict(fields), where)
     if parameters.timeout_s is not None and parameters.timeout_s > max_timeout_s:
         raise InvalidRequest(
             f"{where}.timeout_s must be at most this server's {max_timeout_s:g}, got {parameters.timeout_s:g}",
@@ -149,7 +148,15 @@ def override(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return {key: value for key, value in shared.items() if _ALIASES.get(key, key) not in replaced} | dict(own)
 
 
-def invalid_request(error: ValidationError, where: str) -> InvalidRequest:
+def validated(kind: type[_Checked], value: Any, where: str) -> _Checked:
+    """The JSON object `value` as that class; raises `InvalidRequest`, which calls it `where`."""
+    try:
+        return kind.model_validate(object_of(value, where))
+    except ValidationError as error:
+        raise _invalid_request(error, where) from error
+
+
+def _invalid_request(error: ValidationError, where: str) -> InvalidRequest:
     """The first thing pydantic found, in our words: the field as the client wrote it, the limit, the value."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from predictor.protocols.logprobs import logprob_columns
+from predictor.protocols.details import facts, logprob_columns
 from predictor.protocols.wire import Exchange
 from predictor.text.pieces import Piece
 from predictor.text.request import Completion, TextRequest
@@ -74,9 +74,6 @@ def _shown(row: Row, completion: Completion) -> Any:
     return {
         "text": text,
         "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "seed": completion.seed,
-        "dtype": completion.dtype,
+        **facts(completion),
         "logprobs": None if logprobs is None else logprob_columns(logprobs, completion.top_logprobs),
     }

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from predictor.errors import InvalidRequest
 from predictor.protocols import models, strict_json
-from predictor.protocols.logprobs import logprob_columns
-from predictor.protocols.parameters import Parameters, invalid_request, override, parse_parameters
-from predictor.protocols.strict_json import object_of, printable
+from predictor.protocols.details import logprob_columns
+from predictor.protocols.parameters import Parameters, override, parse_parameters, validated
+from predictor.protocols.strict_json import printable
 from predictor.protocols.tensors import (
     BINARY,
     JSON_LENGTH,
@@ -36,8 +36,6 @@ from predictor.text.request import Completion
 
 VERSION = str(models.VERSION)
 INPUT = "text_input"
-
-_Checked = TypeVar("_Checked", bound=BaseModel)
 
 
 class _Output(NamedTuple):
@@ -122,7 +120,7 @@ class Infer(Exchange):
 
 def parse(message: Message, limits: Limits, model: str) -> Infer:
     """A message to `model` into a checked request; raises `InvalidRequest` naming the field and the limit."""
-    request = check(_Request, message.json, "the body")
+    request = validated(_Request, message.json, "the body")
     for field, wanted, got in (("name", model, request.model_name), ("version", VERSION, request.model_version)):
         if got not in (None, wanted):
             raise InvalidRequest(
@@ -131,7 +129,7 @@ def parse(message: Message, limits: Limits, model: str) -> Infer:
             )
     if len(request.inputs) != 1:
         raise InvalidRequest(f"inputs must hold one tensor, {INPUT}, got {len(request.inputs)}", param="inputs")
-    given = check(_RequestInput, request.inputs[0], "inputs[0]")
+    given = validated(_RequestInput, request.inputs[0], "inputs[0]")
     if given.name != INPUT:
         raise InvalidRequest(f'inputs[0].name must be "{INPUT}", got {printable(given.name)}', param="inputs")
     if given.datatype != "BYTES":
@@ -171,14 +169,6 @@ def read_parameters(fields: Mapping[str, Any], where: str, limits: Limits) -> Pa
     return parse_parameters(decoded, where, limits.max_timeout_s)
 
 
-def check(kind: type[_Checked], value: Any, where: str) -> _Checked:
-    """`value` as that class; raises `InvalidRequest`, which calls it `where`."""
-    try:
-        return kind.model_validate(object_of(value, where))
-    except ValidationError as error:
-        raise invalid_request(error, where) from error
-
-
 def _prompts(given: _RequestInput, raw_size: Any, raw: bytes, limits: Limits) -> list[str]:
     """The elements of the input, from its JSON or from what follows the JSON."""
     shape, most = given.shape, limits.max_instances
@@ -212,7 +202,7 @@ def _outputs(asked: list[Any], binary: bool, parameters: Parameters) -> dict[str
     outputs: dict[str, bool] = {}
     for place, each in enumerate(asked):
         where = f"outputs[{place}]"
-        output = check(_RequestOutput, each, where)
+        output = validated(_RequestOutput, each, where)
         if output.name not in OUTPUTS or output.name in outputs:
             raise InvalidRequest(
                 f"{where}.name must be one of {', '.join(OUTPUTS)}, each once, got {printable(output.name)}",

@@ -14,10 +14,10 @@ from predictor.errors import Cancelled, PredictorError, TooLarge, UnsupportedMed
 
 T = TypeVar("T")
 
-# curl -d sends form, simple clients send text/plain or nothing: all of them mean JSON.
 # Larger bodies are decoded and checked in a thread: most take 0.2 ms per KB, and the worst 1 ms.
 _INLINE_BYTES = 4_096
 
+# curl -d sends form, simple clients send text/plain or nothing: all of them mean JSON.
 _READ_AS_JSON = ("application/json", "application/x-www-form-urlencoded", "text/plain")
 
 

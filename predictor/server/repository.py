@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictBool
 
 from predictor.errors import Forbidden, Unauthenticated
 from predictor.guard.keys import parse_admin_key
 from predictor.guard.watched import Watched, warn_if_readable_by_all
 from predictor.protocols import strict_json
 from predictor.protocols.models import VERSION
-from predictor.protocols.parameters import invalid_request
+from predictor.protocols.parameters import validated
 from predictor.server.ask import Asker
 from predictor.server.body import read_body
 from predictor.server.guard import key_holder, refused
@@ -66,10 +66,7 @@ def make_router(ask: Asker) -> APIRouter:
     async def fields(request: Request, of: type[_Body]) -> _Body:
         sent = await read_body(request, ask.settings.max_body_bytes)
         body = strict_json.loads(sent) if sent.strip() else {}
-        try:
-            return of.model_validate(strict_json.object_of(body))
-        except ValidationError as error:
-            raise invalid_request(error, "the body") from error
+        return validated(of, body, "the body")
 
     # Whoever has no key of the admin's sees what an example would be answered: nothing here is open to all.
     answers = {403: "switched off"} if key is None else {200: "done", 401: "not the admin's key"}

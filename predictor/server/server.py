@@ -21,7 +21,12 @@ from predictor.settings import Settings
 logger = logging.getLogger(__name__)
 
 # Before the grace period ends, what still runs is answered with 503: the answers need a moment to leave.
-LAST_WORDS_S = 2.0
+_LAST_WORDS_S = 2.0
+
+
+def time_to_finish_s(settings: Settings) -> float:
+    """Seconds that what runs has after a signal, until it is ended: the grace period but for its last moments."""
+    return max(settings.grace_period_s - _LAST_WORDS_S, settings.grace_period_s / 2)
 
 
 class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
@@ -86,7 +91,7 @@ class Server(kserve.ModelServer):  # type: ignore[misc]  # kserve ships no types
         logger.info("stopping: running requests have %d s", self._settings.grace_period_s)
         for model in self._predictors():
             model.drain()
-        await asyncio.sleep(max(self._settings.grace_period_s - LAST_WORDS_S, self._settings.grace_period_s / 2))
+        await asyncio.sleep(time_to_finish_s(self._settings))
         for model in self._predictors():
             model.stop()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from predictor.engine.params import Scored
 from predictor.text.detokenizer import text_offsets
 from predictor.text.request import LogProb, PromptToken, TextRequest
 from predictor.text.vocabulary import Vocabulary
+
+
+def log_probs(vocabulary: Vocabulary, likeliest: Sequence[tuple[int, float]]) -> tuple[LogProb, ...]:
+    """(id, log-probability) as a person reads them."""
+    return tuple(LogProb(token_id, vocabulary.show(token_id), logprob) for token_id, logprob in likeliest)
 
 
 class Prompt:
@@ -39,7 +45,7 @@ class Prompt:
                 each.token_id,
                 show(each.token_id),
                 each.logprob,
-                tuple(LogProb(i, show(i), logprob) for i, logprob in each.top_logprobs),
+                log_probs(self._vocabulary, each.top_logprobs),
                 offset,
             )
             for each, offset in zip(scored, offsets, strict=True)

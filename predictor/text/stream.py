@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from predictor.engine.params import FinishReason, SamplingParams, Token
 from predictor.engine.stream import TokenStream
 from predictor.text.detokenizer import new_detokenizer
-from predictor.text.prompt import Prompt
+from predictor.text.prompt import Prompt, log_probs
 from predictor.text.request import Completion, EndToken, LogProb, PromptToken, TextDelta
 from predictor.text.stop import StopMatcher
 from predictor.text.vocabulary import Vocabulary
@@ -96,7 +96,7 @@ class TextStream(AsyncIterator[TextDelta]):
         return EndToken(logprob, self._alternatives(token))
 
     def _alternatives(self, token: Token) -> tuple[LogProb, ...]:
-        return tuple(LogProb(i, self._vocabulary.show(i), logprob) for i, logprob in token.top_logprobs)
+        return log_probs(self._vocabulary, token.top_logprobs)
 
     async def collect(self, on_token: Callable[[], None] | None = None) -> Completion:
         """The whole completion; `on_token` hears of each token."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from predictor.errors import InvalidRequest
 from predictor.protocols.openai.completions import Completions, Shape
 from predictor.protocols.openai.prompts import read_prompts
-from predictor.protocols.parameters import MAX_SAMPLES, invalid_request, parse_parameters
+from predictor.protocols.parameters import MAX_SAMPLES, parse_parameters, validated
 from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Limits
 
@@ -69,10 +69,7 @@ def parse(body: Any, limits: Limits) -> Completions:
     sent = {key: value for key, value in body.items() if value is not None and key != "prompt"}
     _refuse_by_name(sent)
     own = {key: sent.pop(key) for key in _Fields.model_fields if key in sent}
-    try:
-        fields = _Fields.model_validate(own)
-    except ValidationError as error:
-        raise invalid_request(error, _WHERE) from error
+    fields = validated(_Fields, own, _WHERE)
     same = {"temperature": fields.temperature, "top_k": fields.top_k}
     parameters = parse_parameters(sent | same, _WHERE, limits.max_timeout_s)
     candidates = _candidates(fields, parameters.n, parameters.stream)

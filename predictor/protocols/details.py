@@ -1,11 +1,22 @@
-"""Log-probabilities as the answers of V1, V2 and generate tell them."""
+"""What the answers of V1, V2 and generate tell of a completion beside its text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from predictor.text.request import LogProb
+from predictor.text.request import Completion, LogProb
+from predictor.text.stream import TextStream
+
+
+def facts(source: Completion | TextStream) -> dict[str, Any]:
+    """Its counts, its seed, and the width it was computed with; of a stream as far as it has come."""
+    return {
+        "prompt_tokens": source.prompt_tokens,
+        "completion_tokens": source.completion_tokens,
+        "seed": source.seed,
+        "dtype": source.dtype,
+    }
 
 
 def logprob_columns(chosen: Sequence[LogProb], alternatives: Sequence[Sequence[LogProb]]) -> dict[str, Any]:
