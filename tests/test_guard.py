@@ -15,7 +15,7 @@ from predictor.errors import ConfigurationError
 from predictor.guard.counters import RateLimit, Store, Strikes
 from predictor.guard.patterns import parse_patterns
 from tests.conftest import byte_tokenizer
-from tests.guarded import ALICE, BOB, PREDICT, bearer, body, guarded, written
+from tests.guarded import ALICE, BOB, PREDICT, bearer, begin_early_in_a_minute, body, guarded, written
 from tests.processes import serving
 
 BANNED = "# what nobody may ask\nthe (forbidden|unspeakable) word\n(?-i)SECRET\n"
@@ -69,6 +69,7 @@ async def test_a_pattern_made_to_run_for_ever_holds_up_nobody() -> None:
 
 
 async def test_a_limit_counts_each_caller_alone_and_says_when_to_come_back() -> None:
+    begin_early_in_a_minute()
     limit = RateLimit(Store(None), 3)
     assert [await limit.take("a") for _ in range(3)] == [None] * 3
     wait_s = await limit.take("a")
@@ -92,6 +93,7 @@ async def test_strikes_expire() -> None:
 
 async def test_requests_past_the_limit_get_429_and_probes_do_not_count(predictor: Any, tmp_path: Path) -> None:
     keys = written(tmp_path / "keys", f"alice:{ALICE}\nbob:{BOB}\n")
+    begin_early_in_a_minute()
     async with guarded(predictor, tmp_path, api_keys=keys, rate_limit=3) as client:
         for path in ("/v1/models/tiny", "/v2/health/ready", "/v1/models", "/v2/models/tiny") * 3:
             assert (await client.get(path, headers=bearer(ALICE))).status_code == 200
@@ -233,6 +235,7 @@ def test_the_address_is_the_last_that_no_trusted_proxy_wrote(tmp_path: Path, che
     log = tmp_path / "log"
     with serving(log, "--model", f"tiny={checkpoint}", "--rate-limit", "2") as server:
         server.wait_until_ready("tiny")
+        begin_early_in_a_minute()
 
         def asked(forwarded: str) -> int:
             return server.predict("tiny", body(), headers={"X-Forwarded-For": forwarded}).status_code

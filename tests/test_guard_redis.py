@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from predictor.guard.counters import RateLimit, Store, Strikes
-from tests.guarded import ALICE, BOB, bearer, body, written
+from tests.guarded import ALICE, BOB, bearer, begin_early_in_a_minute, body, written
 from tests.processes import ServerProcess, serving
 from tests.redis_server import RedisServer, running_redis
 
@@ -34,6 +34,7 @@ def test_replicas_share_strikes_and_limits(shared: RedisServer, tmp_path: Path, 
     with serving(tmp_path / "log 1", *flags) as first, serving(tmp_path / "log 2", *flags) as second:
         for server in (first, second):
             server.wait_until_ready("tiny")
+        begin_early_in_a_minute()
         for server in (first, second):
             assert "banned_prompt" in ask(server, ALICE, "the forbidden").json()["error"]
         for server in (first, second):
@@ -67,6 +68,7 @@ async def test_a_redis_that_comes_back_counts_again(
     shared: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("predictor.guard.counters._REDIS_PAUSE_S", 0.2)
+    begin_early_in_a_minute()
     store = Store(shared.url)
     strikes, limit = Strikes(store, 1, 60), RateLimit(store, 1)
     await strikes.add("a")

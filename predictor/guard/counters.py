@@ -68,7 +68,11 @@ class Store:
 
 
 class RateLimit:
-    """So many requests per minute and caller, in a window that slides (the last minute's share is interpolated)."""
+    """So many requests per minute and caller.
+
+    The window slides from one minute of the clock to the next: the requests of the last one count by the share of it that
+    is still inside, rounded down, as if they had come evenly. So what came at its very end may be followed by more early.
+    """
 
     def __init__(self, store: Store, per_minute: int) -> None:
         self._store, self._item = store, RateLimitItemPerMinute(per_minute, namespace="rate")
