@@ -70,8 +70,8 @@ class Store:
 class RateLimit:
     """So many requests per minute and caller.
 
-    The window slides from one minute of the clock to the next: the requests of the last one count by the share of it that
-    is still inside, rounded down, as if they had come evenly. So what came at its very end may be followed by more early.
+    The window slides from one minute of the clock to the next: the requests of the last one count by the share of it
+    that is still inside, rounded down, as if they had come evenly. So more may follow on what came at its very end.
     """
 
     def __init__(self, store: Store, per_minute: int) -> None:
