@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         description="folder or hub id of a smaller model of the same vocabulary, which guesses ahead, in int8 on CPU, "
         "where that is faster",
     )
+    chat_template: str | None = Field(
+        None,
+        description="file with the Jinja template that makes a prompt of chat/completions' messages; by default the "
+        "tokenizer's own, and without either they are refused",
+    )
     max_instances: int = Field(64, ge=1, le=4096, description="prompts per request")
     max_body_bytes: int = Field(2**20, ge=1024, le=2**30, description="bytes of a request's body; past it 413")
     timeout_s: float = Field(300, gt=0, le=3600, description="seconds a request may take; past it 504")
@@ -165,7 +170,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
-        for name in ("revision", "draft"):
+        for name in ("revision", "draft", "chat_template"):
             if getattr(self, name) is not None and len(self.model) > 1:
                 raise ConfigurationError(f"{flag(name)} belongs to one model, and {len(self.model)} are to be served")
         for name in ("strikes", "strikes_expiry_s"):

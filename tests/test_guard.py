@@ -132,6 +132,8 @@ WAYS: dict[str, tuple[str, Any]] = {
         "/openai/v1/completions",
         {"model": "tiny", "prompt": [*_ids("the forb"), 0, *_ids("idden word")], "max_tokens": 1},
     ),
+    "openai, chat": ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": BAD}]}),
+    "a job of a chat": ("/v1/jobs", {"model": "tiny", "messages": [{"role": "user", "content": BAD}]}),
     "a job": ("/v1/jobs", body(BAD)),
     "a job of ids": ("/v1/jobs", {"model": "tiny", "prompt": _ids(BAD), "max_tokens": 1}),
     "v2": (

@@ -288,19 +288,6 @@ async def test_what_cannot_be_read_has_openais_error_body(
     assert error["type"] == "invalid_request_error"
 
 
-async def test_chat_says_what_to_use(ask: AsyncOpenAI) -> None:
-    for base_url in ("http://test/v1", "http://test/openai/v1"):
-        with pytest.raises(openai.BadRequestError) as caught:
-            await ask.with_options(base_url=base_url).chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "hello"}]
-            )
-        body = body_of(caught.value)
-        assert "no chat template" in body["message"]
-        assert "/v1/completions" in body["message"]
-    with pytest.raises(openai.NotFoundError):
-        await ask.chat.completions.create(model="gpt-4", messages=[])
-
-
 def test_whoever_asks_is_told_to_the_guard() -> None:
     assert COMPLETIONS.parse({"model": "tiny", "prompt": "a", "user": "u1"}, LIMITS).user == "u1"
     assert COMPLETIONS.parse({"model": "tiny", "prompt": "a"}, LIMITS).user is None

@@ -260,9 +260,9 @@ async def test_the_first_token_has_no_score_and_an_empty_prompt_no_tokens(backen
         scoring(()),
         TextRequest(END, max_new_tokens=0, prompt_logprobs=2),
     )
-    assert one == (PromptToken(5, LanguageModel(backend).vocabulary.show(5), None),)
+    assert one == (PromptToken(5, "%", None, data=b"%"),)
     assert empty == no_ids == ()
-    assert end == (PromptToken(0, END, None),)
+    assert end == (PromptToken(0, END, None, data=b""),)
 
 
 async def test_tokens_are_shown_as_those_of_a_completion(backend: Backend) -> None:

@@ -24,7 +24,10 @@ Client = httpx.AsyncClient
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("same-text")
-    with serving(folder / "log", "--model", f"tiny={checkpoint}", "--jobs", f"sqlite:///{folder}/jobs.db") as running:
+    template = folder / "chat.jinja"
+    template.write_text("{{ messages[0].content }}")
+    flags = ["--model", f"tiny={checkpoint}", "--jobs", f"sqlite:///{folder}/jobs.db", "--chat-template", str(template)]
+    with serving(folder / "log", *flags) as running:
         running.wait_until_ready("tiny")
         yield running
 
@@ -104,6 +107,20 @@ async def openai_stream(client: Client) -> str:
     return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
 
 
+CHAT = {key: value for key, value in OPENAI.items() if key != "prompt"} | {
+    "messages": [{"role": "user", "content": PROMPT}]
+}
+
+
+async def chat(client: Client) -> str:
+    return str((await post(client, "/v1/chat/completions", CHAT))["choices"][0]["message"]["content"])
+
+
+async def chat_stream(client: Client) -> str:
+    chunks = await events(client, "/openai/v1/chat/completions", CHAT | {"stream": True})
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+
 async def finished(client: Client, body: Any) -> Any:
     response = await client.post("/v1/jobs", json=body)
     assert response.status_code == 202, response.text
@@ -122,6 +139,10 @@ async def job_of_rows(client: Client) -> str:
 
 async def job_of_completions(client: Client) -> str:
     return str((await finished(client, OPENAI))["choices"][0]["text"])
+
+
+async def job_of_chat(client: Client) -> str:
+    return str((await finished(client, CHAT))["choices"][0]["message"]["content"])
 
 
 CLOUD_RUN = {"prefix": PROMPT, "length": NEW, "include_prefix": "false", "ignore_eos": "true"} | SAMPLING
@@ -160,8 +181,11 @@ OTHERS: list[Callable[[Client], Awaitable[str]]] = [
     v2_generate_stream,
     openai,
     openai_stream,
+    chat,
+    chat_stream,
     job_of_rows,
     job_of_completions,
+    job_of_chat,
     cloud_run_post,
     cloud_run_get,
     huggingface_gpt,

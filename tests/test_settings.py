@@ -71,6 +71,7 @@ SET = {
     "banned": ("banned.txt", "banned.txt"),
     "strikes": ("3", 3),
     "strikes_expiry_s": ("60", 60),
+    "chat_template": ("chat.jinja", "chat.jinja"),
     "max_instances": ("3", 3),
     "max_body_bytes": ("4096", 4096),
     "timeout_s": ("1.5", 1.5),

@@ -59,6 +59,7 @@ def serve(
     step_tokens: Annotated[int | None, setting("step_tokens")] = None,
     speculation: Annotated[bool | None, setting("speculation")] = None,
     draft: Annotated[str | None, setting("draft")] = None,
+    chat_template: Annotated[str | None, setting("chat_template")] = None,
     compat: Annotated[str | None, setting("compat")] = None,
     cors: Annotated[list[str] | None, setting("cors")] = None,
     jobs: Annotated[str | None, setting("jobs")] = None,

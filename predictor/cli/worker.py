@@ -35,6 +35,7 @@ def worker(
     step_tokens: Annotated[int | None, setting("step_tokens")] = None,
     speculation: Annotated[bool | None, setting("speculation")] = None,
     draft: Annotated[str | None, setting("draft")] = None,
+    chat_template: Annotated[str | None, setting("chat_template")] = None,
     jobs: Annotated[str | None, setting("jobs")] = None,
     job_concurrency: Annotated[int | None, setting("job_concurrency")] = None,
     job_expiry_s: Annotated[int | None, setting("job_expiry_s")] = None,

@@ -12,11 +12,11 @@ from predictor.errors import InvalidRequest
 from predictor.jobs.job import Job, new_id
 from predictor.jobs.webhook import check_webhook
 from predictor.protocols import v1
-from predictor.protocols.openai import COMPLETIONS
+from predictor.protocols.openai import CHAT, COMPLETIONS
 from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Exchange, Limits, WireFormat
 
-FORMATS: dict[str, WireFormat] = {form.name: form for form in (v1.FORMAT, COMPLETIONS)}
+FORMATS: dict[str, WireFormat] = {form.name: form for form in (v1.FORMAT, COMPLETIONS, CHAT)}
 
 # A key's length in the field: a UUID has 36 characters.
 _LONGEST_KEY = 255
@@ -32,7 +32,9 @@ class Submission:
 
 def form_of(body: Any) -> WireFormat:
     """The wire format that a body is in; V1 for all that cannot be told."""
-    return COMPLETIONS if isinstance(body, dict) and "prompt" in body else v1.FORMAT
+    if not isinstance(body, dict):
+        return v1.FORMAT
+    return COMPLETIONS if "prompt" in body else CHAT if "messages" in body else v1.FORMAT
 
 
 def submit(body: Any, default_model: str, limits: Limits, webhook_hosts: Collection[str]) -> Submission:

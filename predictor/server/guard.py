@@ -136,7 +136,11 @@ def refused(error: PredictorError) -> None:
 
 
 def _read(request: TextRequest, model: LanguageModel) -> str:
-    """A prompt as a person reads it: token ids are decoded, and special tokens, which are no text, left out."""
+    """A prompt as a person reads it: token ids are decoded, and special tokens, which are no text, left out.
+
+    A chat is read as the model's template puts it.
+    """
+    request = model.preparer.as_text(request)
     if request.prompt_ids is None:
         text = request.prompt
         for name in model.vocabulary.tokenizer.all_special_tokens:

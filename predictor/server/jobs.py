@@ -58,7 +58,7 @@ def make_router(ask: Asker) -> APIRouter:
 
     @router.post("/v1/jobs", **posted)
     async def post(request: Request) -> Response:
-        """A body of V1 or of OpenAI's completions, with `model` and `webhook` beside its fields.
+        """A body of V1 or of OpenAI's completions and chats, with `model` and `webhook` beside its fields.
 
         The header `Idempotency-Key` makes a repeated request the same job.
         """
@@ -125,7 +125,7 @@ async def _post(ask: Asker, store: JobStore, request: Request) -> Response:
     settings = ask.settings
     error_body: Callable[[PredictorError], Any] = plain_error
     try:
-        # A body that cannot be read is answered as V1 answers it; both of a job's formats are JSON.
+        # A body that cannot be read is answered as V1 answers it; all of a job's formats are JSON.
         body, size_bytes = await ask.read(request, v1.FORMAT, ask.find(ask.default_model))
         error_body = form_of(body).error
         limits = Limits(settings.max_instances, settings.timeout_s)

@@ -35,11 +35,15 @@ def make_router(ask: Asker) -> APIRouter:
             },
         },
     )
+    chat_answers = {200: "the answer", 400: "a model without a chat template"}
     chat = documented(
-        "Chat, which is refused",
+        "Answer a chat",
         tag=_TAG,
-        examples={"messages": {"model": name, "messages": [{"role": "user", "content": "To be?"}]}},
-        answers={400: "these models have no chat template"},
+        examples={
+            "messages": {"model": name, "messages": [{"role": "user", "content": "To be?"}], "max_completion_tokens": 8}
+        },
+        # The first is what the example gets, as far as the settings tell.
+        answers=dict(sorted(chat_answers.items(), reverse=ask.settings.chat_template is None)),
     )
 
     @router.post("/v1/completions", **completions)
@@ -51,7 +55,7 @@ def make_router(ask: Asker) -> APIRouter:
     @router.post("/v1/chat/completions", **chat)
     @router.post("/openai/v1/chat/completions", **chat)
     async def converse(request: Request) -> Response:
-        """A GPT-2 checkpoint brings no template that would turn messages into one text."""
+        """OpenAI's chat, whole or as server-sent events, of models that have a chat template."""
         return await ask(request, CHAT)
 
     @router.get("/openai/v1/models", **documented("All models", tag=_TAG))

@@ -18,6 +18,7 @@ from predictor.server.body import unless
 from predictor.server.gauges import unwatch, watch
 from predictor.server.progress import LogProgress
 from predictor.settings import NamedModel, Settings, knative_revision
+from predictor.text.chat import read_template
 from predictor.text.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -151,12 +152,13 @@ class Resident(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     def load(self) -> bool:
         """Find the checkpoint, load it, warm it up. Blocking; raises `PredictorError`."""
         settings = self.settings
+        template = None if settings.chat_template is None else read_template(settings.chat_template)
         options = BackendOptions.from_settings(settings, self._source)
         cancel = self._cancel_load
         with LogProgress(f"loading {self.name}") as progress:
             backend = open_backend(settings.backend, options, progress, cancel)
         try:
-            self._language_model = LanguageModel(backend)
+            self._language_model = LanguageModel(backend, template)
         except BaseException:
             backend.stop()
             raise

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from predictor.backends.base import Backend
+from predictor.text.chat import ChatTemplate
 from predictor.text.deadline import Deadline
 from predictor.text.pieces import Pieces
 from predictor.text.prepare import Prepared, Preparer
@@ -18,11 +19,12 @@ from predictor.text.vocabulary import Vocabulary
 class LanguageModel:
     """A backend with its tokenizer: what every protocol talks to."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, chat_template: str | None = None) -> None:
+        """`chat_template` stands in for the tokenizer's own; raises `PredictorError` for one that is broken."""
         self.backend = backend
         self.vocabulary = Vocabulary(backend.tokenizer)
         self.vocabulary.prepare()
-        self.preparer = Preparer(backend, self.vocabulary)
+        self.preparer = Preparer(backend, self.vocabulary, ChatTemplate(backend.tokenizer, chat_template))
 
     async def submit(self, requests: list[TextRequest]) -> list[list[TextStream]]:
         """Check, encode and queue, all or none; a stream per request and sample. The caller closes every stream.

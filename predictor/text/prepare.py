@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from predictor.backends.base import Backend
 from predictor.engine.params import SamplingParams
 from predictor.errors import ContextExceeded, InvalidRequest
 from predictor.text.banned import BannedStrings
+from predictor.text.chat import ChatTemplate
 from predictor.text.prompt import Prompt
 from predictor.text.request import TextRequest
 from predictor.text.vocabulary import Vocabulary
@@ -53,8 +54,8 @@ class _Bound:
 class Preparer:
     """Prepares requests for a backend."""
 
-    def __init__(self, backend: Backend, vocabulary: Vocabulary) -> None:
-        self.backend, self.vocabulary = backend, vocabulary
+    def __init__(self, backend: Backend, vocabulary: Vocabulary, chat: ChatTemplate) -> None:
+        self.backend, self.vocabulary, self._chat = backend, vocabulary, chat
 
     async def prepare_all(self, requests: list[TextRequest]) -> list[Prepared]:
         """Those of one answer; raises `InvalidRequest` naming the field and the limit."""
@@ -65,7 +66,7 @@ class Preparer:
             _check_size(prepared)
             return prepared
 
-        size = sum(len(request.prompt) + len(request.prompt_ids or ()) for request in requests)
+        size = sum(_size(request) for request in requests)
         if size <= _INLINE_CHARACTERS and not any(request.bad_words for request in requests):
             return work()
         return await asyncio.to_thread(work)
@@ -75,6 +76,7 @@ class Preparer:
 
         `filters` keeps banned strings from one prompt to the next.
         """
+        request = self.as_text(request)
         bound = self._bound(request)
         _check_scoring(request)
         given = self._prompt_ids(request, bound)
@@ -104,6 +106,12 @@ class Preparer:
         self._check_model_limits(request, params)
         self.backend.check(params)
         return Prepared(Prompt(self.vocabulary, request, prompt_ids, empty=not given), params)
+
+    def as_text(self, request: TextRequest) -> TextRequest:
+        """The request with the prompt that its messages become, where it is a chat."""
+        if request.messages is None:
+            return request
+        return replace(request, prompt=self._chat.render(request.messages), messages=None)
 
     def _prompt_ids(self, request: TextRequest, bound: _Bound) -> list[int]:
         if request.prompt_ids is not None:
@@ -168,6 +176,12 @@ class Preparer:
         if request.bad_words not in filters:
             filters[request.bad_words] = BannedStrings(request.bad_words, self.vocabulary)
         return filters[request.bad_words]
+
+
+def _size(request: TextRequest) -> int:
+    """About how much there is to prepare."""
+    said = sum(len(message.content) for message in request.messages or ())
+    return len(request.prompt) + len(request.prompt_ids or ()) + said
 
 
 def _check_scoring(request: TextRequest) -> None:

@@ -11,9 +11,14 @@ from predictor.text.request import LogProb, PromptToken, TextRequest
 from predictor.text.vocabulary import Vocabulary
 
 
+def log_prob(vocabulary: Vocabulary, token_id: int, logprob: float) -> LogProb:
+    """A token with its log-probability, as a person reads it."""
+    return LogProb(token_id, vocabulary.show(token_id), logprob, vocabulary.bytes_of(token_id))
+
+
 def log_probs(vocabulary: Vocabulary, likeliest: Sequence[tuple[int, float]]) -> tuple[LogProb, ...]:
-    """(id, log-probability) as a person reads them."""
-    return tuple(LogProb(token_id, vocabulary.show(token_id), logprob) for token_id, logprob in likeliest)
+    """The same of (id, log-probability)."""
+    return tuple(log_prob(vocabulary, token_id, logprob) for token_id, logprob in likeliest)
 
 
 class Prompt:
@@ -38,7 +43,7 @@ class Prompt:
         return self._tokens
 
     def _of(self, scored: tuple[Scored, ...]) -> tuple[PromptToken, ...]:
-        show, first = self._vocabulary.show, self.ids[0]
+        show, bytes_of, first = self._vocabulary.show, self._vocabulary.bytes_of, self.ids[0]
         offsets = text_offsets(self._vocabulary, self.ids)[1:]
         rest = (
             PromptToken(
@@ -47,7 +52,8 @@ class Prompt:
                 each.logprob,
                 log_probs(self._vocabulary, each.top_logprobs),
                 offset,
+                bytes_of(each.token_id),
             )
             for each, offset in zip(scored, offsets, strict=True)
         )
-        return (PromptToken(first, show(first), None), *rest)
+        return (PromptToken(first, show(first), None, data=bytes_of(first)), *rest)

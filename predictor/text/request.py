@@ -20,6 +20,7 @@ class LogProb:
     token_id: int
     token: str
     logprob: float
+    data: bytes | None = None  # what it is of the text; None where the tokenizer cannot tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class PromptToken:
     logprob: float | None  # None of the prompt's first token, before which there is nothing
     top_logprobs: tuple[LogProb, ...] = ()  # the likeliest tokens in its place, best first; none for the first token
     offset: int = 0  # of the token in the prompt: characters that are whole before it
+    data: bytes | None = None  # as a `LogProb`'s
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,21 @@ class EndToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """What somebody said in a chat."""
+
+    role: str
+    content: str
+    name: str | None = None  # for templates that tell speakers of a role apart
+
+
+@dataclass(frozen=True, slots=True)
 class TextRequest:
     """One prompt, checked as far as it can be without the model. Ranges: protocols/parameters.py."""
 
-    prompt: str  # as text; of no effect where `prompt_ids` are given
+    prompt: str  # as text; of no effect where `prompt_ids` or `messages` are given
     prompt_ids: tuple[int, ...] | None = None  # the prompt as token ids, for clients that encode it themselves
+    messages: tuple[ChatMessage, ...] | None = None  # a chat, of which the model's template makes the prompt
     max_new_tokens: int | None = None  # None: the default; 0, with `prompt_logprobs`: score alone
     default_max_new_tokens: int = 64  # where `max_new_tokens` is None; cut to what the context leaves
     max_total_tokens: int | None = None  # prompt included; capped at what may be asked for

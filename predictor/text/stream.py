@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from predictor.engine.params import FinishReason, SamplingParams, Token
 from predictor.engine.stream import TokenStream
 from predictor.text.detokenizer import new_detokenizer
-from predictor.text.prompt import Prompt, log_probs
+from predictor.text.prompt import Prompt, log_prob, log_probs
 from predictor.text.request import Completion, EndToken, LogProb, PromptToken, TextDelta
 from predictor.text.stop import StopMatcher
 from predictor.text.vocabulary import Vocabulary
@@ -87,7 +87,7 @@ class TextStream(AsyncIterator[TextDelta]):
     def _logprob(self, token: Token) -> LogProb | None:
         if token.logprob is None:
             return None
-        return LogProb(token.id, self._vocabulary.show(token.id), token.logprob)
+        return log_prob(self._vocabulary, token.id, token.logprob)
 
     def _end(self, token: Token) -> EndToken | None:
         logprob = self._logprob(token)

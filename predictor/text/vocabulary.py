@@ -66,6 +66,14 @@ class Vocabulary:
         """The text of tokens together, special ones by their names: characters that they share are whole."""
         return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """What the token is of a text: none of it where it is special; None where that is not known."""
+        if token_id in self.special_ids:
+            return b""
+        if not self.byte_level:
+            return None
+        return self.token_bytes[token_id] if token_id < len(self.token_bytes) else b""
+
     def show(self, token_id: int) -> str:
         """The token as a person reads it, by itself: U+FFFD for bytes that are no whole character."""
         if token_id in self.special_ids or not self.byte_level:

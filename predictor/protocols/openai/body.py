@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from predictor.errors import InvalidRequest
-from predictor.protocols.openai.completions import Completions, Shape
+from predictor.protocols.openai.answer import Shape
+from predictor.protocols.openai.completions import Completions
+from predictor.protocols.openai.fields import Fields, StreamOptions, read_fields
 from predictor.protocols.openai.prompts import read_prompts
-from predictor.protocols.parameters import MAX_SAMPLES, parse_parameters, validated
-from predictor.protocols.strict_json import object_of, printable
+from predictor.protocols.parameters import MAX_SAMPLES
 from predictor.protocols.wire import Limits
 
-_WHERE = "the body"
-
-# OpenAI's own limits and default, narrower than those of our other formats.
-_MAX_TEMPERATURE, _MAX_LOGPROBS = 2, 5
+# OpenAI's own limit and default.
+_MAX_LOGPROBS = 5
 _DEFAULT_MAX_TOKENS = 16
 
-# Names of other formats for what has one here.
-_OTHER_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "num_return_sequences": "n",
-    "return_full_text": "echo",
-    "details": "logprobs",
-}
 
-# A user's name is a key of the store of strikes.
-_MAX_USER_CHARACTERS = 256
+class _Fields(Fields):
+    subject: ClassVar = "prompt"
+    other_names: ClassVar = {
+        "max_new_tokens": "max_tokens",
+        "num_return_sequences": "n",
+        "return_full_text": "echo",
+        "details": "logprobs",
+    }
+    not_served: ClassVar = {"suffix": "the model continues a text and cannot fill one in"}
 
-
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False  # vLLM's: the usage so far in every chunk
-
-
-class _Fields(BaseModel):
-    """What completions have beside the parameters of every format, or with another default or range."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    model: str
     max_tokens: int | None = Field(None, ge=0)
-    temperature: float = Field(1.0, ge=0, le=_MAX_TEMPERATURE)
-    top_k: int = Field(0, ge=0)  # not OpenAI's, and off as there
     logprobs: int | None = Field(None, ge=0, le=_MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=MAX_SAMPLES)
     echo: bool = False
-    stream_options: _StreamOptions | None = None
-    user: str | None = Field(None, max_length=_MAX_USER_CHARACTERS)
-
-
-def named_model(body: Any) -> str | None:
-    """The model that a body asks for."""
-    name = body.get("model") if isinstance(body, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def parse(body: Any, limits: Limits) -> Completions:
     """A parsed JSON body into a checked request; raises `InvalidRequest` naming the field and the limit."""
-    if "prompt" not in object_of(body):
-        raise InvalidRequest(f"{_WHERE} lacks prompt", param="prompt")
-    sent = {key: value for key, value in body.items() if value is not None and key != "prompt"}
-    _refuse_by_name(sent)
-    own = {key: sent.pop(key) for key in _Fields.model_fields if key in sent}
-    fields = validated(_Fields, own, _WHERE)
-    same = {"temperature": fields.temperature, "top_k": fields.top_k}
-    parameters = parse_parameters(sent | same, _WHERE, limits.max_timeout_s)
+    fields, parameters = read_fields(_Fields, body, limits)
     candidates = _candidates(fields, parameters.n, parameters.stream)
     counted = "n" if fields.best_of is None else "best_of"
     prompts = read_prompts(body["prompt"], candidates, counted, limits.max_instances)
@@ -88,43 +55,13 @@ def parse(body: Any, limits: Limits) -> Completions:
         )
         for prompt in prompts
     ]
-    options = _stream_options(fields, parameters.stream)
     shape = Shape(
         model=fields.model,
         n=parameters.n,
         logprobs=fields.logprobs is not None,
-        echo=fields.echo,
-        usage=options.include_usage,
-        usage_so_far=options.continuous_usage_stats,
+        options=fields.stream_options or StreamOptions(),
     )
-    return Completions(requests, shape, stream=parameters.stream, user=fields.user)
-
-
-def refuse_chat(body: Any, limits: Limits) -> NoReturn:
-    """Chat needs a template that turns messages into one text; a GPT-2 checkpoint brings none."""
-    raise InvalidRequest(
-        "this server's models complete text and have no chat template; send the text as prompt to /v1/completions",
-        param="messages",
-    )
-
-
-def _refuse_by_name(sent: Mapping[str, Any]) -> None:
-    for name, ours in _OTHER_NAMES.items():
-        if name in sent:
-            raise InvalidRequest(f"{_WHERE}: unknown field {printable(name)}; here it is {ours}", param=name)
-    if "suffix" in sent:
-        raise InvalidRequest("suffix is not served: the model continues a text and cannot fill one in", param="suffix")
-
-
-def _stream_options(fields: _Fields, stream: bool) -> _StreamOptions:
-    if fields.stream_options is None:
-        return _StreamOptions()
-    options = fields.stream_options
-    if not stream:
-        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    if options.continuous_usage_stats and not options.include_usage:
-        raise InvalidRequest("stream_options.continuous_usage_stats needs include_usage: true", param="stream_options")
-    return options
+    return Completions(requests, shape, fields.echo, stream=parameters.stream, user=fields.user)
 
 
 def _of_prompt(fields: _Fields) -> int | None:
