@@ -138,19 +138,21 @@ def test_without_prometheus_a_watcher_holds_and_lives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"),
+    ("command", "ready_timeout_s", "reason"),
     [
-        ([*SERVE, "--model", "aitextgen=/nowhere", *FLAGS[2:]], "RolloutRevisionFailed"),
-        ([sys.executable, "-c", "import time; time.sleep(300)", "--"], "RolloutNotReady"),
+        ([*SERVE, "--model", "aitextgen=/nowhere", *FLAGS[2:]], 60, "RolloutRevisionFailed"),
+        ([sys.executable, "-c", "import time; time.sleep(300)", "--"], 5, "RolloutNotReady"),
     ],
     ids=["ends", "hangs"],
 )
-def test_a_canary_that_never_becomes_ready_gets_no_traffic(tmp_path: Path, command: list[str], reason: str) -> None:
+def test_a_canary_that_never_becomes_ready_gets_no_traffic(
+    tmp_path: Path, command: list[str], ready_timeout_s: float, reason: str
+) -> None:
     with Cluster(tmp_path, {STABLE: HEALTHY, CANARY: command}) as cluster:
         cluster.serve(STABLE)
         with Load(cluster.envoy.url, RATE, LENGTHS) as load:
             start(cluster)
-            ended_in(watch(cluster, ready_timeout_s=5), 1)
+            ended_in(watch(cluster, ready_timeout_s=ready_timeout_s), 1)
         assert shares(cluster) == []
         assert cluster.service["spec"]["predictor"]["canaryTrafficPercent"] == 0
         assert cluster.events[-1]["reason"] == reason

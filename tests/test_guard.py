@@ -18,8 +18,9 @@ from tests.conftest import byte_tokenizer
 from tests.guarded import ALICE, BOB, PREDICT, bearer, begin_early_in_a_minute, body, guarded, written
 from tests.processes import serving
 
-BANNED = "# what nobody may ask\nthe (forbidden|unspeakable) word\n(?-i)SECRET\n"
+BANNED = "# what nobody may ask\nthe (forbidden|unspeakable)\\sword\n(?-i)SECRET\n^anchored\\b\n"
 BAD = "say the Forbidden WORD now"
+ANCHORED = "anchored"
 
 
 def test_case_is_ignored_unless_a_pattern_says_otherwise() -> None:
@@ -131,6 +132,23 @@ WAYS: dict[str, tuple[str, Any]] = {
     "openai, ids with an end token": (
         "/openai/v1/completions",
         {"model": "tiny", "prompt": [*_ids("the forb"), 0, *_ids("idden word")], "max_tokens": 1},
+    ),
+    "openai, chat, a later turn": (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "fine"}, {"role": "user", "content": ANCHORED}]},
+    ),
+    "openai, chat, a name": (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "name": ANCHORED, "content": "fine"}]},
+    ),
+    "openai, chat, over two parts": (
+        "/v1/chat/completions",
+        {
+            "model": "tiny",
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": part} for part in ("the forbidden", "word")]}
+            ],
+        },
     ),
     "openai, chat": ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": BAD}]}),
     "a job of a chat": ("/v1/jobs", {"model": "tiny", "messages": [{"role": "user", "content": BAD}]}),

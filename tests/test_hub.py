@@ -132,6 +132,7 @@ def hub(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     torch.save(load_file(checkpoint / "model.safetensors"), pickled)
     only_pickle = {name: raw for name, raw in files.items() if name != "model.safetensors"}
     only_pickle["pytorch_model.bin"] = pickled.read_bytes()
+    clutter |= {"chat_template.jinja": b"{{ messages }}", "additional_chat_templates/tools.jinja": b"{{ tools }}"}
     older = files | {"config.json": files["config.json"].replace(b'"n_layer": 2', b'"n_layer":  2')}
     hub = Hub({
         "team/tiny": {"main": files | clutter | {"pytorch_model.bin": b"a second copy"}, "v1.0": older},
@@ -214,6 +215,7 @@ def test_a_hub_id_is_downloaded_into_the_cache(cache: tuple[Path, list[Any], set
     home, ((folder, files), *_), _ = cache
     assert Path(folder).is_relative_to(home)
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    assert {"chat_template.jinja", "additional_chat_templates"} <= set(files)
 
 
 def test_what_the_model_does_not_need_is_not_downloaded(cache: tuple[Path, list[Any], set[str]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion
 
-from predictor.errors import CheckpointError, ConfigurationError
+from predictor.errors import ConfigurationError, InvalidRequest
 from predictor.text.chat import ChatTemplate, read_template
 from predictor.text.request import ChatMessage
 from tests.conftest import CHAT_TEMPLATE, byte_tokenizer, tiny_model
@@ -86,6 +88,14 @@ def test_the_parts_of_a_content_are_lines(openai: OpenAI) -> None:
     parts = [{"type": "text", "text": "hello"}, {"type": "text", "text": "world"}]
     in_parts = chat(openai, [{"role": "user", "content": parts}], seed=4, max_tokens=20)
     assert texts(in_parts) == texts(chat(openai, [{"role": "user", "content": "hello\nworld"}], seed=4, max_tokens=20))
+
+
+def test_an_answer_is_the_next_requests_message(openai: OpenAI) -> None:
+    """As users of OpenAI's client go on: with the object, or with all of its fields."""
+    said = chat(openai, seed=4, max_tokens=5).choices[0].message
+    wanted = chat(openai, [*HELLO, {"role": "assistant", "content": said.content}, *HELLO], seed=4, max_tokens=5)
+    for again in (said, said.model_dump()):
+        assert texts(chat(openai, [*HELLO, again, *HELLO], seed=4, max_tokens=5)) == texts(wanted)
 
 
 def test_the_answer_has_every_field(openai: OpenAI) -> None:
@@ -217,6 +227,9 @@ async def test_the_async_client_does_the_same(server: ServerProcess, openai: Ope
     assert texts(again) == texts(chat(openai, seed=8, max_tokens=20)) == ["".join(pieces)]
 
 
+TEXT = {"type": "text", "text": "a"}
+
+
 def message(**fields: Any) -> list[Any]:
     return [HELLO[0] | fields]
 
@@ -228,11 +241,15 @@ REFUSED: list[tuple[str, Any, str]] = [  # field, value, what the message says o
     ("messages", [{"role": "user"}], "messages[0] lacks content"),
     ("messages", [{"content": "hello"}], "messages[0] lacks role"),
     ("messages", message(role="tool"), "messages[0].role must be 'developer', 'system', 'user' or 'assistant'"),
-    ("messages", message(content=None), "messages[0].content"),
-    ("messages", message(content=5), "messages[0].content"),
-    ("messages", message(content=[]), "messages[0].content"),
-    ("messages", message(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "messages[0].content"),
-    ("messages", message(name=5), "messages[0].name"),
+    ("messages", message(content=None), "messages[0] lacks content"),
+    ("messages", message(content=5), "messages[0].content must be a string or a list of text parts, not empty, got 5"),
+    ("messages", message(content=[]), "messages[0].content must be a string or a list of text parts, not empty"),
+    ("messages", message(content=["hello"]), "messages[0].content[0] must be a JSON object"),
+    ("messages", message(content=[TEXT, {"type": "text"}]), "messages[0].content[1] lacks text"),
+    ("messages", message(content=[TEXT, {"type": "image_url"}]), "messages[0].content[1].type must be 'text', got"),
+    ("messages", message(content=[TEXT] * 1025), "messages[0].content must have at most 1024 parts, got 1025"),
+    ("messages", message(name=5), "messages[0].name must be a valid string"),
+    ("messages", message(name="n" * 65), "messages[0].name must have at most 64 characters"),
     ("messages", message(tool_calls=[]), "messages[0]: unknown field"),
     ("messages", HELLO * 1025, "at most 1024, got 1025"),
     ("messages", message(content="the " * 200), "tokens and must leave room for one more in the context of 128"),
@@ -241,6 +258,8 @@ REFUSED: list[tuple[str, Any, str]] = [  # field, value, what the message says o
     ("prompt", "hello", "unknown field"),
     ("max_completion_tokens", 0, "greater than or equal to 1"),
     ("max_completion_tokens", 128, "max_completion_tokens must be at most"),
+    ("max_tokens", 128, "max_tokens must be at most"),
+    ("min_new_tokens", 128, "min_new_tokens must be at most max_completion_tokens"),
     ("max_tokens", 0, "greater than or equal to 1"),
     ("max_new_tokens", 5, "here it is max_completion_tokens"),
     ("details", True, "here it is logprobs"),
@@ -255,6 +274,7 @@ REFUSED: list[tuple[str, Any, str]] = [  # field, value, what the message says o
     ("functions", [], "the model writes text alone"),
     ("audio", {}, "the model writes text alone"),
     ("response_format", {"type": "json_object"}, "must be 'text'"),
+    ("return_full_text", True, "the assistant's message alone"),
     ("best_of", 2, "unknown field"),
     ("echo", True, "unknown field"),
     ("user", "u" * 257, "at most 256"),
@@ -289,6 +309,9 @@ def test_a_tokenizer_brings_its_own_template_and_the_flag_goes_before_it() -> No
     assert ChatTemplate(tokenizer, "given {{ messages[0].role }}").render(SAY) == "given user"
     tokenizer.chat_template = {"tool_use": "tools", "default": "the default"}
     assert ChatTemplate(tokenizer).render(SAY) == "the default"
+    tokenizer.chat_template = {"tool_use": "tools"}
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        ChatTemplate(tokenizer).render(SAY)
 
 
 def test_a_checkpoint_with_a_template_answers_chats(tmp_path: Path) -> None:
@@ -304,27 +327,73 @@ def test_a_checkpoint_with_a_template_answers_chats(tmp_path: Path) -> None:
             assert texts(chat(openai, seed=1, max_tokens=9)) == [whole.choices[0].text]
 
 
-def test_a_broken_template_is_told_with_its_line() -> None:
+BROKEN = {
+    "fine\n{% for %}": "line 2: ",
+    "{{": "line 1: ",
+    "{{ messages | nothing }}": "line 1: No filter named 'nothing'",
+    "{{ messages[0].content + 1 }}": "TypeError: ",
+    "{% for tool in tools %}{% endfor %}": "TypeError: ",
+    "{% include 'x' %}": "TypeError: ",
+    "{% break %}": "SyntaxError: ",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+def test_a_broken_template_is_refused_as_a_flag_and_left_out_as_the_tokenizers(
+    source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flag's is what somebody just wrote; a checkpoint still completes texts without its own."""
     tokenizer = byte_tokenizer()
-    with pytest.raises(ConfigurationError, match="--chat-template is no Jinja template: line 2: "):
-        ChatTemplate(tokenizer, "fine\n{% for %}")
-    tokenizer.chat_template = "{{"
-    with pytest.raises(CheckpointError, match="the tokenizer's chat template is no Jinja template: line 1: "):
-        ChatTemplate(tokenizer)
+    with pytest.raises(ConfigurationError, match=re.escape(f"--chat-template is broken: {BROKEN[source]}")):
+        ChatTemplate(tokenizer, source)
+    tokenizer.chat_template = source
+    with caplog.at_level(logging.WARNING):
+        template = ChatTemplate(tokenizer)
+    assert f"the tokenizer's chat template is broken: {BROKEN[source]}" in caplog.text
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        template.render(SAY)
 
 
-def test_a_template_reaches_nothing_of_the_servers(tmp_path: Path) -> None:
-    """It is transformers' sandbox that holds it."""
-    with pytest.raises(Exception, match="unsafe"):
-        ChatTemplate(byte_tokenizer(), "{{ messages.__class__.__mro__ }}").render(SAY)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ if messages[0].content == 'now' }}",
+        "{{ 1 / (messages[0].content == 'hello') }}",
+        "{{ range(10000000) | list if messages[0].content == 'now' }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() if messages[0].content == 'now' }}",
+        "{{ messages[1].content if messages[0].content == 'now' }}{{ raise_exception('x') }}",
+    ],
+    ids=["out of the sandbox", "division", "much", "without end", "undefined"],
+)
+def test_a_template_that_fails_over_some_messages_refuses_them(source: str) -> None:
+    template = ChatTemplate(byte_tokenizer(), source)
+    with pytest.raises(InvalidRequest, match=r"the chat template refuses them: .+"):
+        template.render([ChatMessage("user", "now")])
 
 
-def test_a_file_that_is_not_there_ends_the_server(tmp_path: Path, checkpoint: Path) -> None:
-    missing, binary = tmp_path / "none.jinja", tmp_path / "binary.jinja"
-    binary.write_bytes(b"\xff")
-    with pytest.raises(ConfigurationError, match="is no UTF-8"):
-        read_template(str(binary))
-    flags = ["--model", f"tiny={checkpoint}", "--jobs", "none", "--chat-template", str(missing)]
+def test_a_file_that_is_no_template_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    for raw, said in ((b"\xff", "is no UTF-8"), (b"", "is empty"), (b"\xef\xbb\xbf \n", "is empty")):
+        file.write_bytes(raw)
+        with pytest.raises(ConfigurationError, match=said):
+            read_template(str(file))
+    with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
+        read_template(str(tmp_path))
+    file.write_bytes(b"\xef\xbb\xbf{{ messages }}")
+    assert read_template(str(file)) == "{{ messages }}"
+
+
+@pytest.mark.parametrize("text", [None, "{{"], ids=["not there", "broken"])
+def test_a_server_does_not_start_without_the_template_it_was_given(
+    tmp_path: Path, checkpoint: Path, text: str | None
+) -> None:
+    file = tmp_path / "chat.jinja"
+    if text is not None:
+        file.write_text(text)
+    flags = ["--model", f"tiny={checkpoint}", "--jobs", "none", "--chat-template", str(file)]
     with serving(tmp_path / "log", *flags) as server:
         assert server.wait() == 1
-    assert f"--chat-template {missing} cannot be read: No such file" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    said = "is broken: line 1: " if text else f"{file} cannot be read: No such file or directory"
+    assert f"error: --chat-template {said}" in log
+    assert "Traceback" not in log

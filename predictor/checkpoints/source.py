@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ["config.json", "*tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-                "generation_config.json", "tokenizer.model", "spiece.model"]  # fmt: skip
+                "generation_config.json", "tokenizer.model", "spiece.model", "chat_template.jinja",
+                "additional_chat_templates/*.jinja"]  # fmt: skip
 _SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 

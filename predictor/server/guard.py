@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
@@ -121,7 +121,7 @@ class Guard:
             raise TooManyStrikes(f"too_many_strikes: {self._most_strikes} banned prompts; ask again later")
         model = predictor.language_model()  # whose tokenizer knows what the model will see
         # Off the event loop: RE2 lets go of the interpreter, and a megabyte may take it seconds.
-        line = await asyncio.to_thread(lambda: patterns.find(_read(each, model) for each in exchange.requests))
+        line = await asyncio.to_thread(lambda: patterns.find(_texts(exchange.requests, model)))
         if line is not None:
             await self._strikes.add(caller)
             STRIKES.labels(knative_revision()).inc()
@@ -135,17 +135,27 @@ def refused(error: PredictorError) -> None:
         REFUSED.labels(knative_revision(), error.code).inc()
 
 
-def _read(request: TextRequest, model: LanguageModel) -> str:
-    """A prompt as a person reads it: token ids are decoded, and special tokens, which are no text, left out.
+def _texts(requests: Iterable[TextRequest], model: LanguageModel) -> Iterator[str]:
+    """Prompts as a person reads them: token ids are decoded, and special tokens, which are no text, left out.
 
-    A chat is read as the model's template puts it.
+    A chat is read message by message, and as the model's template puts it.
     """
-    request = model.preparer.as_text(request)
+    for request in requests:
+        for message in request.messages or ():
+            yield _without_special(message.content, model)
+            yield _without_special(message.name or "", model)
+        yield _read(model.preparer.as_text(request), model)
+
+
+def _without_special(text: str, model: LanguageModel) -> str:
+    for name in model.vocabulary.tokenizer.all_special_tokens:
+        text = text.replace(name, "")
+    return text
+
+
+def _read(request: TextRequest, model: LanguageModel) -> str:
     if request.prompt_ids is None:
-        text = request.prompt
-        for name in model.vocabulary.tokenizer.all_special_tokens:
-            text = text.replace(name, "")
-        return text
+        return _without_special(request.prompt, model)
     known = [token_id for token_id in request.prompt_ids if token_id < model.backend.vocabulary]
     tokenizer = model.vocabulary.tokenizer
     return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))

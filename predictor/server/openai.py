@@ -35,15 +35,15 @@ def make_router(ask: Asker) -> APIRouter:
             },
         },
     )
-    chat_answers = {200: "the answer", 400: "a model without a chat template"}
+    answered, refused = (200, "the answer"), (400, "a model without a chat template")
     chat = documented(
         "Answer a chat",
         tag=_TAG,
         examples={
             "messages": {"model": name, "messages": [{"role": "user", "content": "To be?"}], "max_completion_tokens": 8}
         },
-        # The first is what the example gets, as far as the settings tell.
-        answers=dict(sorted(chat_answers.items(), reverse=ask.settings.chat_template is None)),
+        # First what the example gets, as far as the settings tell: the tokenizer may bring a template too.
+        answers=dict([refused, answered] if ask.settings.chat_template is None else [answered, refused]),
     )
 
     @router.post("/v1/completions", **completions)

@@ -25,6 +25,10 @@ _MAX_CONTEXTS = 16
 _INLINE_CHARACTERS = 4_000
 
 
+# About what a chat's message costs beside its content.
+_PER_MESSAGE = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A prompt and its parameters as the backend takes them."""
@@ -150,7 +154,7 @@ class Preparer:
     def _check_model_limits(self, request: TextRequest, params: SamplingParams) -> None:
         if params.min_new_tokens > params.max_new_tokens:
             raise InvalidRequest(
-                f"{request.name}: min_new_tokens must be at most max_new_tokens ({params.max_new_tokens}), "
+                f"{request.name}: min_new_tokens must be at most {request.new_name} ({params.max_new_tokens}), "
                 f"got {params.min_new_tokens}",
                 param="min_new_tokens",
             )
@@ -180,15 +184,15 @@ class Preparer:
 
 def _size(request: TextRequest) -> int:
     """About how much there is to prepare."""
-    said = sum(len(message.content) for message in request.messages or ())
+    said = sum(len(message.content) + _PER_MESSAGE for message in request.messages or ())
     return len(request.prompt) + len(request.prompt_ids or ()) + said
 
 
 def _check_scoring(request: TextRequest) -> None:
     if request.max_new_tokens == 0 and request.prompt_logprobs is None:
         raise InvalidRequest(
-            f"{request.name}: max_new_tokens must be at least 1, or 0 with the prompt's log-probabilities",
-            param="max_new_tokens",
+            f"{request.name}: {request.new_name} must be at least 1, or 0 with the prompt's log-probabilities",
+            param=request.new_name,
         )
     if request.prompt_logprobs is not None and request.context_overflow == "slide":
         raise InvalidRequest(
@@ -218,9 +222,9 @@ def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> 
         return max(min(request.default_max_new_tokens, room), min(request.min_new_tokens, room))
     if request.max_new_tokens > room:
         raise ContextExceeded(
-            f"{request.name}: max_new_tokens must be at most {room}, what the prompt's {prompt_tokens} tokens "
+            f"{request.name}: {request.new_name} must be at most {room}, what the prompt's {prompt_tokens} tokens "
             f"leave of {bound.name}, got {request.max_new_tokens}",
-            param="max_new_tokens",
+            param=request.new_name,
         )
     return request.max_new_tokens
 

@@ -61,6 +61,7 @@ class TextRequest:
     messages: tuple[ChatMessage, ...] | None = None  # a chat, of which the model's template makes the prompt
     max_new_tokens: int | None = None  # None: the default; 0, with `prompt_logprobs`: score alone
     default_max_new_tokens: int = 64  # where `max_new_tokens` is None; cut to what the context leaves
+    new_name: str = "max_new_tokens"  # what the client calls that
     max_total_tokens: int | None = None  # prompt included; capped at what may be asked for
     total_name: str = "length"  # what the client calls that
     context_overflow: ContextOverflow = "error"

@@ -10,7 +10,7 @@ Source: OpenAI's API reference; the tests' oracle is its client. Where the refer
 - `best_of` returns the candidates with the highest sum of their tokens' log-probabilities, and `usage` counts them all.
 - `system_fingerprint` is the width of the model's weights.
 - A chat is the completion of what the model's chat template makes of its messages; the parts of a content are joined by
-  line breaks. Its `logprobs` are of the message's tokens, without the one that ends it.
+  line breaks. Its `logprobs` are of the tokens generated for it, as completions' are, but without the end token.
 """
 
 from __future__ import annotations

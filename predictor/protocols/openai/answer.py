@@ -34,8 +34,8 @@ class Answer(Exchange):
     """
 
     id_prefix: str
-    whole: str  # what the object is called
-    part: str  # what a chunk of it is called
+    object_name: str  # what the whole answer calls itself
+    chunk_name: str  # what a chunk of it does
 
     def __init__(self, requests: list[TextRequest], shape: Shape, stream: bool, user: str | None) -> None:
         self.requests, self.stream, self.user = requests, stream, user
@@ -47,14 +47,14 @@ class Answer(Exchange):
         if not self._shape.options.include_usage:
             return [_DONE]
         dtype = next(iter(self._begun.values())).dtype
-        return [self._envelope(self.part, [], dtype) | {"usage": self._usage_so_far()}, _DONE]
+        return [self._envelope(self.chunk_name, [], dtype) | {"usage": self._usage_so_far()}, _DONE]
 
     def _object(self, choices: list[Any], results: Sequence[Sequence[Completion]]) -> dict[str, Any]:
         """The whole answer. Its usage is of all that was computed, whatever is shown."""
-        return self._envelope(self.whole, choices, results[0][0].dtype) | {"usage": _usage(results)}
+        return self._envelope(self.object_name, choices, results[0][0].dtype) | {"usage": _usage(results)}
 
     def _chunk(self, choice: dict[str, Any], source: TextStream) -> dict[str, Any]:
-        chunk = self._envelope(self.part, [choice], source.dtype)
+        chunk = self._envelope(self.chunk_name, [choice], source.dtype)
         if self._shape.options.include_usage:
             chunk["usage"] = self._usage_so_far() if self._shape.options.continuous_usage_stats else None
         return chunk

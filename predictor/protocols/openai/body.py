@@ -47,6 +47,7 @@ def parse(body: Any, limits: Limits) -> Completions:
             parameters.request(prompt.text, prompt.name),
             prompt_ids=prompt.ids,
             max_new_tokens=fields.max_tokens,
+            new_name="max_tokens",
             default_max_new_tokens=_DEFAULT_MAX_TOKENS,
             n=candidates,
             # Which candidates are best, only their log-probabilities can tell.

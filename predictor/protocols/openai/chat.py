@@ -15,7 +15,7 @@ _ROLE = {"role": "assistant"}
 class Chat(Answer):
     """A request for the next message of a chat."""
 
-    id_prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    id_prefix, object_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def render(self, results: Sequence[Sequence[Completion]]) -> dict[str, Any]:
         (samples,) = results
@@ -33,15 +33,15 @@ class Chat(Answer):
     def events(self, piece: Piece) -> list[Any]:
         delta, told = piece.delta, []
         if self._begins(piece):
-            told.append(self._part(piece, _ROLE | {"content": "", "refusal": None}))
+            told.append(self._told(piece, _ROLE | {"content": "", "refusal": None}))
         scored = () if delta.logprob is None else (delta.logprob,)
         if delta.text or scored:
-            told.append(self._part(piece, {"content": delta.text}, self._logprobs(scored, (delta.top_logprobs,))))
+            told.append(self._told(piece, {"content": delta.text}, self._logprobs(scored, (delta.top_logprobs,))))
         if delta.finish_reason is not None:
-            told.append(self._part(piece, {}, finish_reason=delta.finish_reason))
+            told.append(self._told(piece, {}, finish_reason=delta.finish_reason))
         return told
 
-    def _part(self, piece: Piece, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> Any:
+    def _told(self, piece: Piece, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> Any:
         choice = {"index": self._index(piece), "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._chunk(choice, piece.source)
 

@@ -1,9 +1,9 @@
-"""The body of a chat request: every field of OpenAI's that a text model can meet, and our further parameters."""
+"""The body of a chat request: messages, the fields that completions have too, and our further parameters."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,16 +12,16 @@ from predictor.protocols.openai.answer import Shape
 from predictor.protocols.openai.chat import Chat
 from predictor.protocols.openai.fields import Fields, StreamOptions, read_fields
 from predictor.protocols.parameters import MAX_LOGPROBS, validated
-from predictor.protocols.strict_json import printable
+from predictor.protocols.strict_json import object_of, printable
 from predictor.protocols.wire import Limits
 from predictor.text.request import ChatMessage
 
-MAX_MESSAGES = 1_024
+MAX_MESSAGES, MAX_PARTS = 1_024, 1_024
+
+_MAX_NAME_CHARACTERS = 64
 
 # A text goes on to the context's end unless it is told otherwise, as OpenAI's.
 _ALL_THERE_IS = 2**31 - 1
-
-_TEXT_ALONE = "the model writes text alone"
 
 
 class _Part(BaseModel):
@@ -35,8 +35,8 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     role: Literal["developer", "system", "user", "assistant"]
-    content: str | Annotated[list[_Part], Field(min_length=1)]
-    name: str | None = None
+    content: Any  # read by `_read_content`
+    name: str | None = Field(None, max_length=_MAX_NAME_CHARACTERS)
 
 
 class _TextFormat(BaseModel):
@@ -52,8 +52,9 @@ class _Fields(Fields):
         "num_return_sequences": "n",
         "details": "logprobs",
     }
-    not_served: ClassVar = dict.fromkeys(
-        ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "audio"), _TEXT_ALONE
+    not_served: ClassVar = {"return_full_text": "an answer is the assistant's message alone"} | dict.fromkeys(
+        ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "audio"),
+        "the model writes text alone",
     )
 
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -76,6 +77,7 @@ def parse_chat(body: Any, limits: Limits) -> Chat:
         parameters.request("", "messages"),
         messages=_read_messages(body["messages"]),
         max_new_tokens=fields.max_completion_tokens or fields.max_tokens,
+        new_name="max_completion_tokens" if fields.max_tokens is None else "max_tokens",
         default_max_new_tokens=_ALL_THERE_IS,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
     )
@@ -93,10 +95,19 @@ def _read_messages(value: Any) -> tuple[ChatMessage, ...]:
 
 def _read_message(value: Any, where: str) -> ChatMessage:
     try:
-        message = validated(_Message, value, where)
+        # Without nulls, which OpenAI's own client sends back with an answer's message.
+        said = {key: part for key, part in object_of(value, where).items() if part is not None}
+        message = validated(_Message, said, where)
+        return ChatMessage(message.role, _read_content(message.content, f"{where}.content"), message.name)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), param="messages") from error
-    content = message.content
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content)
-    return ChatMessage(message.role, content, message.name)
+
+
+def _read_content(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest(f"{where} must be a string or a list of text parts, not empty, got {printable(value)}")
+    if len(value) > MAX_PARTS:
+        raise InvalidRequest(f"{where} must have at most {MAX_PARTS} parts, got {len(value)}")
+    return "\n".join(validated(_Part, part, f"{where}[{place}]").text for place, part in enumerate(value))

@@ -26,7 +26,7 @@ class _Place(NamedTuple):
 class Completions(Answer):
     """A request for completions."""
 
-    id_prefix, whole, part = "cmpl", "text_completion", "text_completion"
+    id_prefix, object_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
     def __init__(
         self, requests: list[TextRequest], shape: Shape, echo: bool, *, stream: bool, user: str | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from predictor.errors import ContextExceeded, InvalidRequest, NotFound, PredictorError
@@ -13,26 +12,17 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 # Our codes that OpenAI's clients know by another name.
 _CODES = {"not_found": "model_not_found", "resource_exhausted": "rate_limit_exceeded"}
 
-# The language model's names of fields, and OpenAI's.
-_OURS = "max_new_tokens"
-_OF_COMPLETIONS = {_OURS: "max_tokens"}
-_OF_CHATS = {_OURS: "max_completion_tokens", "prompt": "messages"}
-
 
 def error_body(error: PredictorError) -> dict[str, Any]:
     """`{"error": {"message", "type", "param", "code"}}`; also the last event of a stream that fails."""
-    return _body(error, _OF_COMPLETIONS)
+    param = error.param if isinstance(error, InvalidRequest) else "model" if isinstance(error, NotFound) else None
+    kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": _CODES.get(error.code, error.code)}}
 
 
 def chat_error_body(error: PredictorError) -> dict[str, Any]:
-    """The same of a chat."""
-    return _body(error, _OF_CHATS)
-
-
-def _body(error: PredictorError, names: Mapping[str, str]) -> dict[str, Any]:
-    param = error.param if isinstance(error, InvalidRequest) else "model" if isinstance(error, NotFound) else None
-    message = str(error)
-    if isinstance(error, ContextExceeded) and param is not None:
-        message, param = message.replace(_OURS, names[_OURS]), names.get(param, param)
-    kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": _CODES.get(error.code, error.code)}}
+    """The same of a chat, whose prompt is its messages."""
+    body = error_body(error)
+    if isinstance(error, ContextExceeded) and error.param == "prompt":
+        body["error"]["param"] = "messages"
+    return body
