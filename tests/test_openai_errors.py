@@ -288,6 +288,15 @@ async def test_what_cannot_be_read_has_openais_error_body(
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/nothing", "/openai/v1/responses", "/v1/embeddings"])
+async def test_a_route_that_is_not_there_is_no_model_that_is_not_there(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post(path, json={"model": "tiny"})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["code"], error["type"], error["param"]) == ("unknown_url", "invalid_request_error", None)
+    assert error["message"] == f"no such route: POST {path}"
+
+
 def test_whoever_asks_is_told_to_the_guard() -> None:
     assert COMPLETIONS.parse({"model": "tiny", "prompt": "a", "user": "u1"}, LIMITS).user == "u1"
     assert COMPLETIONS.parse({"model": "tiny", "prompt": "a"}, LIMITS).user is None

@@ -57,7 +57,7 @@ def add_error_handlers(app: FastAPI) -> None:
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
         told = PredictorError(text)
-        told.status, told.code = error.status_code, "not_found" if error.status_code == 404 else "invalid_argument"
+        told.status, told.code = error.status_code, "unknown_url" if error.status_code == 404 else "invalid_argument"
         return JSONResponse(body_of_path(request.url.path)(told), error.status_code, error.headers)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
