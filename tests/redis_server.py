@@ -16,17 +16,17 @@ from tests.processes import free_port
 
 
 class RedisServer:
-    """redis-server on a loopback port, as the component `jobs` configures it."""
+    """redis-server on a loopback port, as the component `jobs` configures it, or with another `appendfsync`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, fsync: str = "always") -> None:
+        self._folder, self._fsync, self.port = folder, fsync, free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, decode_responses=True)
         self.start()
 
     def start(self) -> None:
         where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
-        kept = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        kept = ["--appendonly", "yes", "--appendfsync", self._fsync, "--save", ""]
         with (self._folder / "redis.log").open("a") as log:
             self.process = subprocess.Popen(["redis-server", *where, *kept], stdout=log, stderr=log)
         end = time.monotonic() + 30
@@ -50,10 +50,10 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
+def running_redis(folder: Path, fsync: str = "always") -> Iterator[RedisServer]:
     if shutil.which("redis-server") is None:
         left_out("redis-server is not installed")
-    server = RedisServer(folder)
+    server = RedisServer(folder, fsync)
     try:
         yield server
     finally:

@@ -111,7 +111,8 @@ class Load:
         running: set[asyncio.Task[None]] = set()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while not self._stopping.is_set():
-                due += self._chosen.expovariate(self._rate)
+                # No rush of requests after a pause of the machine: what was due more than a second ago is let go.
+                due = max(due, time.monotonic() - 1) + self._chosen.expovariate(self._rate)
                 if (wait_s := due - time.monotonic()) > 0:
                     await asyncio.sleep(wait_s)
                 questions = [self._next()]
