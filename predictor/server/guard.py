@@ -140,25 +140,23 @@ def _texts(requests: Iterable[TextRequest], model: LanguageModel) -> Iterator[st
 
     A chat is read message by message, and as the model's template puts it.
     """
+    tokenizer = model.vocabulary.tokenizer
+    special: list[str] = tokenizer.all_special_tokens
+
+    def plain(text: str) -> str:
+        for name in special:
+            text = text.replace(name, "")
+        return text
+
     for request in requests:
         for message in request.messages or ():
-            yield _without_special(message.content, model)
-            yield _without_special(message.name or "", model)
-        yield _read(model.preparer.as_text(request), model)
-
-
-def _without_special(text: str, model: LanguageModel) -> str:
-    for name in model.vocabulary.tokenizer.all_special_tokens:
-        text = text.replace(name, "")
-    return text
-
-
-def _read(request: TextRequest, model: LanguageModel) -> str:
-    if request.prompt_ids is None:
-        return _without_special(request.prompt, model)
-    known = [token_id for token_id in request.prompt_ids if token_id < model.backend.vocabulary]
-    tokenizer = model.vocabulary.tokenizer
-    return str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            yield plain(message.content)
+            yield plain(message.name or "")
+        if request.prompt_ids is None:
+            yield plain(model.preparer.as_text(request).prompt)
+        else:
+            known = [token_id for token_id in request.prompt_ids if token_id < model.backend.vocabulary]
+            yield str(tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _sender(request: Request) -> str:

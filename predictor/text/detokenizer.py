@@ -40,12 +40,11 @@ class _Bytes:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._token_bytes = vocabulary.token_bytes
+        self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        # A model may have more rows than its tokenizer has tokens (padding); those are no text.
-        return self._decoder.decode(self._token_bytes[token_id]) if token_id < len(self._token_bytes) else ""
+        return self._decoder.decode(self._vocabulary.known_bytes(token_id))
 
 
 class _Window:

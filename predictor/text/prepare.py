@@ -24,7 +24,6 @@ _MAX_CONTEXTS = 16
 # Longer prompts, and any banned strings, are prepared off the event loop: at 4 MB/s this much takes 1 ms.
 _INLINE_CHARACTERS = 4_000
 
-
 # About what a chat's message costs beside its content.
 _PER_MESSAGE = 100
 
@@ -126,14 +125,14 @@ class Preparer:
                     raise InvalidRequest(
                         f"{request.name}: token ids must be below the vocabulary of {self.backend.vocabulary}, "
                         f"got {token_id}",
-                        param="prompt",
+                        param=request.prompt_name,
                     )
             return list(request.prompt_ids)
         longest = self.vocabulary.longest_token
         if longest and len(request.prompt) > bound.tokens * longest:
             raise ContextExceeded(
                 f"{request.name}: the prompt's {len(request.prompt)} characters cannot fit {bound.name} tokens",
-                param="prompt",
+                param=request.prompt_name,
             )
         return self.vocabulary.encode(request.prompt)
 
@@ -204,7 +203,9 @@ def _check_scoring(request: TextRequest) -> None:
 
 def _too_long(request: TextRequest, tokens: int, bound: _Bound) -> ContextExceeded:
     wanted = "leave room for one more in" if request.max_new_tokens != 0 else "fit"
-    return ContextExceeded(f"{request.name}: the prompt has {tokens} tokens and must {wanted} {bound.name}", "prompt")
+    return ContextExceeded(
+        f"{request.name}: the prompt has {tokens} tokens and must {wanted} {bound.name}", request.prompt_name
+    )
 
 
 def _max_new_tokens(request: TextRequest, prompt_tokens: int, bound: _Bound) -> int:

@@ -59,6 +59,7 @@ class TextRequest:
     prompt: str  # as text; of no effect where `prompt_ids` or `messages` are given
     prompt_ids: tuple[int, ...] | None = None  # the prompt as token ids, for clients that encode it themselves
     messages: tuple[ChatMessage, ...] | None = None  # a chat, of which the model's template makes the prompt
+    prompt_name: str = "prompt"  # the client's field that it comes from
     max_new_tokens: int | None = None  # None: the default; 0, with `prompt_logprobs`: score alone
     default_max_new_tokens: int = 64  # where `max_new_tokens` is None; cut to what the context leaves
     new_name: str = "max_new_tokens"  # what the client calls that

@@ -66,19 +66,21 @@ class Vocabulary:
         """The text of tokens together, special ones by their names: characters that they share are whole."""
         return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
+    def known_bytes(self, token_id: int) -> bytes:
+        """As `token_bytes`, for any row of the model: it may have more than its tokenizer has tokens (padding)."""
+        return self.token_bytes[token_id] if token_id < len(self.token_bytes) else b""
+
     def bytes_of(self, token_id: int) -> bytes | None:
         """What the token is of a text: none of it where it is special; None where that is not known."""
         if token_id in self.special_ids:
             return b""
-        if not self.byte_level:
-            return None
-        return self.token_bytes[token_id] if token_id < len(self.token_bytes) else b""
+        return self.known_bytes(token_id) if self.byte_level else None
 
     def show(self, token_id: int) -> str:
         """The token as a person reads it, by itself: U+FFFD for bytes that are no whole character."""
         if token_id in self.special_ids or not self.byte_level:
             return str(self.tokenizer.decode([token_id]))
-        return self.token_bytes[token_id].decode(errors="replace") if token_id < len(self.token_bytes) else ""
+        return self.known_bytes(token_id).decode(errors="replace")
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

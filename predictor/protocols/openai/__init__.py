@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from predictor.protocols.openai.body import parse
 from predictor.protocols.openai.chat_body import parse_chat
-from predictor.protocols.openai.errors import chat_error_body, error_body
+from predictor.protocols.openai.errors import error_body
 from predictor.protocols.openai.fields import named_model
 from predictor.protocols.wire import WireFormat
 
 COMPLETIONS = WireFormat("openai", parse, error=error_body, model=named_model)
-CHAT = WireFormat("openai-chat", parse_chat, error=chat_error_body, model=named_model)
+CHAT = WireFormat("openai-chat", parse_chat, error=error_body, model=named_model)

@@ -75,6 +75,7 @@ def parse_chat(body: Any, limits: Limits) -> Chat:
         raise InvalidRequest(f"n must be at most {limits.max_instances}, got {parameters.n}", param="n")
     request = replace(
         parameters.request("", "messages"),
+        prompt_name="messages",
         messages=_read_messages(body["messages"]),
         max_new_tokens=fields.max_completion_tokens or fields.max_tokens,
         new_name="max_completion_tokens" if fields.max_tokens is None else "max_tokens",

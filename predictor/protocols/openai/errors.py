@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.errors import ContextExceeded, InvalidRequest, NotFound, PredictorError
+from predictor.errors import InvalidRequest, NotFound, PredictorError
 
 # By status; the rest of 4xx is an invalid request, and what is ours a server error.
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_exceeded"}
@@ -18,11 +18,3 @@ def error_body(error: PredictorError) -> dict[str, Any]:
     param = error.param if isinstance(error, InvalidRequest) else "model" if isinstance(error, NotFound) else None
     kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "param": param, "code": _CODES.get(error.code, error.code)}}
-
-
-def chat_error_body(error: PredictorError) -> dict[str, Any]:
-    """The same of a chat, whose prompt is its messages."""
-    body = error_body(error)
-    if isinstance(error, ContextExceeded) and error.param == "prompt":
-        body["error"]["param"] = "messages"
-    return body
